@@ -1,0 +1,154 @@
+"""From a name to a model and its image processor."""
+
+import difflib
+import inspect
+from pathlib import Path
+
+import timm
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
+from .image_processing_cxr import CxrImageProcessor
+from .modeling_cxr import (
+    CxrBaselineForImageClassification,
+    CxrDenseNetForImageClassification,
+    CxrPreTrainedModel,
+    CxrTimmForImageClassification,
+    fixed_size,
+)
+
+FAMILIES = {
+    CxrBaselineConfig: CxrBaselineForImageClassification,
+    CxrDenseNetConfig: CxrDenseNetForImageClassification,
+    CxrTimmConfig: CxrTimmForImageClassification,
+}
+NAMES = {"baseline": CxrBaselineConfig, "densenet121": CxrDenseNetConfig}
+
+for _config, _model in FAMILIES.items():
+    AutoConfig.register(_config.model_type, _config)
+    AutoModelForImageClassification.register(_config, _model)
+
+
+def create_model(
+    name: str,
+    class_names: list[str],
+    image_size: int | None = None,
+    pretrained: bool = False,
+    **options,
+) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
+    """Makes a model with a head for `class_names`, and the processor that feeds it.
+
+    Args:
+        name: "baseline", "densenet121", any timm name, or a folder or Hub id of a model saved by
+            this project, whose head is replaced where its classes differ.
+        class_names: in the order of the label indices.
+        image_size: side of the input, pixels; None is 224, or the saved model's own.
+        pretrained: start from timm's ImageNet weights of that name; the first convolution is
+            adapted to `num_channels`.
+        options: fields of the configuration, such as `num_channels`, `loss` or `block_config`.
+
+    Raises:
+        ValueError: an unknown name (near names are suggested) or option, or no pretrained weights
+            exist for the model.
+        OSError: the Hub cannot be reached or lacks what was asked for.
+    """
+    options["id2label"] = dict(enumerate(class_names))
+    options["label2id"] = {name: index for index, name in enumerate(class_names)}
+    if Path(name).is_dir() or "/" in name:
+        if pretrained:
+            raise ValueError(f"--pretrained is for network names; {name} has weights of its own.")
+        return _load_model(name, image_size, options)
+    options["image_size"] = image_size or 224
+    if name not in NAMES and not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*NAMES, *timm.list_models()], n=5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists more."
+        raise ValueError(
+            f"model {name!r} is unknown; it can be {', '.join(NAMES)}, a timm name, a folder "
+            f"or a Hub id; {hint}"
+        )
+    config_class = NAMES.get(name, CxrTimmConfig)
+    if config_class is CxrTimmConfig:
+        options["architecture"] = name
+    _check_options(config_class, options)
+    config = config_class(**options)
+    model = FAMILIES[config_class](config)
+    if pretrained:
+        _load_imagenet(model, name)
+    return model, CxrImageProcessor(config.image_size, config.num_channels)
+
+
+def _check_options(config_class, options):
+    known = {"id2label", "label2id"}
+    for owner in (config_class, CxrConfig):
+        known |= set(inspect.signature(owner.__init__).parameters) - {"self", "kwargs"}
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{config_class.model_type} has no option {option!r}; it has "
+                f"{', '.join(sorted(known))}."
+            )
+
+
+def _load_model(name, image_size, options):
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise OSError(
+            f"model {name!r} is neither a folder with a saved model nor a Hub id that can be "
+            f"reached ({_first_line(error)})."
+        ) from error
+    if type(config) not in FAMILIES:
+        raise ValueError(
+            f"{name} holds a {config.model_type!r} model; it takes one saved by this project, or a "
+            "timm name."
+        )
+    if image_size is not None:
+        options["image_size"] = image_size
+    _check_options(type(config), options)
+    for option, value in options.items():
+        setattr(config, option, value)
+    config = type(config).from_dict(config.to_dict())
+    model = AutoModelForImageClassification.from_pretrained(
+        name, config=config, ignore_mismatched_sizes=True
+    )
+    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    if image_size is not None:
+        processor.size = {"height": image_size, "width": image_size}
+    return model, processor
+
+
+def _load_imagenet(model, name):
+    config = model.config
+    if isinstance(config, CxrBaselineConfig):
+        raise ValueError("the baseline CNN has no pretrained weights; leave out --pretrained.")
+    extra = fixed_size(config) if isinstance(config, CxrTimmConfig) else {}
+    try:
+        source = timm.create_model(
+            name, pretrained=True, in_chans=config.num_channels, num_classes=0, **extra
+        )
+    except RuntimeError as error:
+        raise ValueError(f"no pretrained weights for {name} ({_first_line(error)}).") from error
+    except (OSError, HfHubHTTPError) as error:
+        raise OSError(
+            f"the ImageNet weights of {name} cannot be fetched ({_first_line(error)}); connect to "
+            "the Hub, or leave out --pretrained."
+        ) from error
+    try:
+        result = model.network.load_state_dict(source.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the ImageNet weights of {name} do not fit this configuration; leave out the options "
+            "that change its shape."
+        ) from error
+    head = set(model.network.get_classifier().state_dict())
+    missing = {key for key in result.missing_keys if key.rpartition(".")[2] not in head}
+    if missing:
+        raise ValueError(
+            f"the ImageNet weights of {name} lack {', '.join(sorted(missing)[:3])}; leave out the "
+            "options that change its shape."
+        )
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,256 @@
+"""Chest X-ray classifiers that explain themselves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from timm.models.densenet import DenseNet
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.initialization import normal_, zeros_
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
+from .grad_cam_cxr import closed_form_grad_cam, gap_linear_head, library_grad_cam
+from .loss_cxr import classification_loss
+from .pipeline_cxr import CxrImageClassificationPipeline
+
+
+class CxrPreTrainedModel(PreTrainedModel):
+    """What every family shares: loss, probabilities, Grad-CAM, the files of a saved folder.
+
+    A family sets `self.network`, which answers `forward_features`, `forward_head` and
+    `get_classifier` as timm's networks do.
+    """
+
+    config_class = CxrConfig
+    base_model_prefix = "network"
+    main_input_name = "pixel_values"
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        # timm initialises its own layers; only the classifier is ours, as a checkpoint may lack it.
+        if module is self.network.get_classifier():
+            normal_(module.weight, std=0.01)
+            zeros_(module.bias)
+        elif hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> ImageClassifierOutput | tuple:
+        """Classifies a batch.
+
+        Args:
+            pixel_values: float (B, C, H, W), as the image processor gives them.
+            labels: int (B,), or 0/1 (B, K) when the problem is multi-label; adds `loss`.
+            return_dict: False gives the tuple (loss, logits) or (logits,).
+
+        Returns:
+            `logits`, float (B, K), and `loss`, a scalar.
+
+        Raises:
+            ValueError: another number of channels than the configuration's.
+        """
+        self._check_input(pixel_values)
+        logits = self.network(pixel_values)
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        output = ImageClassifierOutput(loss=loss, logits=logits)
+        return output if return_dict else output.to_tuple()
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax over the classes, or a sigmoid each when the problem is multi-label.
+
+        Args:
+            logits: float (B, K).
+
+        Returns:
+            float (B, K) in [0, 1].
+        """
+        if self.config.problem_type == "multi_label_classification":
+            return logits.sigmoid()
+        return logits.softmax(-1)
+
+    def grad_cam(
+        self, pixel_values: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Where the network looked (Grad-CAM, Selvaraju et al. 2017).
+
+        Args:
+            pixel_values: float (B, C, H, W).
+            target: class index to explain, or one index an image; None for the predicted class.
+
+        Returns:
+            float32 (B, H, W) in [0, 1], each scaled to its own extremes.
+
+        Raises:
+            ValueError: a target that is no class, or not one an image.
+        """
+        return self.explain(pixel_values, target)[1]
+
+    @torch.no_grad()
+    def explain(
+        self, pixel_values: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and Grad-CAM heatmaps together, for little more than the price of the logits.
+
+        Args and errors are those of `grad_cam`.
+
+        Returns:
+            Logits, float (B, K), and heatmaps, float32 (B, H, W) in [0, 1].
+        """
+        self._check_input(pixel_values)
+        was_training = self.training
+        self.eval()
+        try:
+            features = self.network.forward_features(pixel_values)
+            logits = self.network.forward_head(features)
+            targets = self._check_target(target, logits)
+            linear = gap_linear_head(self.network, features)
+            if linear is None:
+                heatmaps = library_grad_cam(self.network, pixel_values, targets)
+            else:
+                size = tuple(pixel_values.shape[2:])
+                heatmaps = closed_form_grad_cam(features, linear.weight[targets], size)
+        finally:
+            self.train(was_training)
+        return logits, heatmaps
+
+    def _check_input(self, pixel_values):
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; this model takes "
+                f"(batch, {self.config.num_channels}, height, width)."
+            )
+
+    def _check_target(self, target, logits):
+        if target is None:
+            return logits.argmax(1)
+        targets = torch.as_tensor(target, device=logits.device)
+        if targets.ndim == 0:
+            targets = targets.expand(len(logits))
+        if targets.shape != (len(logits),):
+            raise ValueError(f"{len(targets)} targets for {len(logits)} images.")
+        if targets.min() < 0 or targets.max() >= logits.shape[1]:
+            raise ValueError(f"target is {target}; the classes are 0 to {logits.shape[1] - 1}.")
+        return targets
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Writes weights, configuration and the code that loads them; see transformers."""
+        # register_for_auto_class keeps one Auto class a model; both names must find the classifier.
+        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.config.auto_map = {"AutoModel": name, "AutoModelForImageClassification": name}
+        pipeline = CxrImageClassificationPipeline
+        self.config.custom_pipelines = {
+            "image-classification": {
+                "impl": f"{pipeline.__module__.rpartition('.')[2]}.{pipeline.__name__}",
+                "pt": ["AutoModelForImageClassification"],
+            }
+        }
+        super().save_pretrained(save_directory, **kwargs)
+        custom_object_save(pipeline, save_directory)
+
+
+class BaselineCnn(nn.Module):
+    """Blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 maximum pooling."""
+
+    def __init__(self, config: CxrBaselineConfig):
+        super().__init__()
+        channels = config.num_channels
+        self.features = nn.Sequential()
+        for width in config.hidden_sizes:
+            self.features.extend(
+                [
+                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                    nn.MaxPool2d(2),
+                ]
+            )
+            channels = width
+        self.num_features = channels
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(channels, config.num_labels)
+
+    def forward_features(self, pixel_values):
+        return self.features(pixel_values)
+
+    def forward_head(self, features):
+        return self.classifier(self.dropout(features.mean((2, 3))))
+
+    def get_classifier(self):
+        return self.classifier
+
+    def forward(self, pixel_values):
+        return self.forward_head(self.forward_features(pixel_values))
+
+
+class CxrBaselineForImageClassification(CxrPreTrainedModel):
+    """The baseline CNN: 388,834 parameters with the default four blocks, one channel, two classes."""
+
+    config_class = CxrBaselineConfig
+
+    def __init__(self, config: CxrBaselineConfig):
+        super().__init__(config)
+        self.network = BaselineCnn(config)
+        self.post_init()
+
+
+class CxrDenseNetForImageClassification(CxrPreTrainedModel):
+    """timm's DenseNet: DenseNet-121 has 6,949,634 parameters with one channel and two classes."""
+
+    config_class = CxrDenseNetConfig
+
+    def __init__(self, config: CxrDenseNetConfig):
+        super().__init__(config)
+        self.network = DenseNet(
+            growth_rate=config.growth_rate,
+            block_config=tuple(config.block_config),
+            num_classes=config.num_labels,
+            in_chans=config.num_channels,
+            drop_rate=config.dropout,
+        )
+        self.post_init()
+
+
+class CxrTimmForImageClassification(CxrPreTrainedModel):
+    """Any timm classification network.
+
+    Raises:
+        ValueError: a name that timm does not know.
+    """
+
+    config_class = CxrTimmConfig
+
+    def __init__(self, config: CxrTimmConfig):
+        super().__init__(config)
+        if not timm.is_model(config.architecture):
+            raise ValueError(f"architecture is {config.architecture!r}, which timm does not know.")
+        self.network = timm.create_model(
+            config.architecture,
+            num_classes=config.num_labels,
+            in_chans=config.num_channels,
+            drop_rate=config.dropout,
+            **fixed_size(config),
+        )
+        self.post_init()
+
+
+def fixed_size(config: CxrTimmConfig) -> dict[str, int]:
+    """`img_size` for the timm networks that are built for one input size, such as ViTs."""
+    pretrained_cfg = timm.get_pretrained_cfg(config.architecture)
+    fixed = pretrained_cfg is not None and pretrained_cfg.fixed_input_size
+    return {"img_size": config.image_size} if fixed else {}
+
+
+for _model in (
+    CxrBaselineForImageClassification,
+    CxrDenseNetForImageClassification,
+    CxrTimmForImageClassification,
+):
+    _model.register_for_auto_class("AutoModelForImageClassification")

@@ -1,0 +1,386 @@
+"""Train a chest X-ray classifier: data, model, loop, evaluation, save, push.
+
+    accelerate launch train.py --dataset phantom --model densenet121 --output_dir runs/densenet121
+
+Processes, precision and gradient accumulation are `accelerate launch`'s own flags.
+"""
+
+import csv
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed, tqdm
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import get_cosine_schedule_with_warmup
+
+from datasets_scripts import (
+    check_leaks,
+    describe,
+    load_cxr_dataset,
+    regroup,
+    summarize,
+)
+from evaluation.metrics import compute_metrics, format_metric
+from evaluation.model_card import write_model_card
+from evaluation.plots import plot_confusion_matrix, plot_roc, plot_training_curves
+from evaluation.predictions import Predictions, read_predictions, write_predictions
+from modeling import create_model
+from modeling.loss_cxr import classification_loss
+from training.arguments import parse_args
+from training.averaging import weight_average
+from training.batches import augment, decode_splits
+from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
+from training.publish import check_hub, push_run
+
+logger = get_logger("train")
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+def load_data(args):
+    """The splits, grouped by patient, checked for leaks, cut to the sample limits."""
+    dataset = load_cxr_dataset(args.dataset, **args.dataset_options)
+    if args.regroup:
+        dataset = regroup(dataset, args.seed)
+    for name in ("train", "validation", "test"):
+        if name not in dataset or len(dataset[name]) < 2:
+            raise ValueError(
+                f"{args.dataset} has no {name} split of two or more images; "
+                "add some, or let --regroup split all images by patient."
+            )
+    logger.info("%s", describe(dataset))
+    check_leaks(dataset)
+    for name, split in dataset.items():
+        limit = args.max_train_samples if name == "train" else args.max_eval_samples
+        if limit is not None and limit < len(split):
+            dataset[name] = split.shuffle(seed=args.seed).select(range(limit))
+    return dataset
+
+
+# -------------------------------------------------------------------------------------------- model
+
+
+def build_model(train, args):
+    """The model and its image processor, with a head and a loss for the training split."""
+    multi_label = "labels" in train.features
+    feature = train.features["labels"].feature if multi_label else train.features["label"]
+    options = {
+        "problem_type": f"{'multi' if multi_label else 'single'}_label_classification",
+        "loss": args.loss,
+        "class_weights": None,
+        "label_smoothing": args.label_smoothing,
+        "focal_gamma": args.focal_gamma,
+        "focal_alpha": args.focal_alpha,
+        **args.model_options,
+    }
+    if args.class_weights == "balanced":
+        options["class_weights"] = balanced_weights(train, feature.names, multi_label)
+    if args.num_channels is not None:
+        options["num_channels"] = args.num_channels
+    return create_model(args.model, feature.names, args.image_size, args.pretrained, **options)
+
+
+def balanced_weights(train, class_names, multi_label):
+    """n / (classes * n_class); multi-label: absent over present, for each class."""
+    rows = train["labels"] if multi_label else [[label] for label in train["label"]]
+    counts = [sum(k in row for row in rows) for k in range(len(class_names))]
+    if 0 in counts:
+        absent = class_names[counts.index(0)]
+        raise ValueError(f"class {absent} has no training image; leave out --class_weights.")
+    if multi_label:
+        return [(len(train) - count) / count for count in counts]
+    return [len(train) / (len(counts) * count) for count in counts]
+
+
+# --------------------------------------------------------------------------------------- evaluation
+
+
+@torch.no_grad()
+def predict(model, loader, processor, accelerator):
+    """Logits of every image once, whatever the number of processes, in the split's order."""
+    model.eval()
+    indices, logits = [], []
+    for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False):
+        pixel_values = processor.normalize(batch["pixels"])
+        output = model(pixel_values.contiguous(memory_format=torch.channels_last)).logits
+        index, output = accelerator.gather_for_metrics((batch["index"], output))
+        indices.append(index.cpu())
+        logits.append(output.float().cpu())
+    index, logits = torch.cat(indices), torch.cat(logits)
+    order = index.argsort()
+    if not torch.equal(index[order], torch.arange(len(loader.dataset))):
+        raise RuntimeError(f"{len(index)} predictions for {len(loader.dataset)} images.")
+    return logits[order]
+
+
+def validation_auroc(split, logits):
+    """AUROC, the mean over the classes where there are more than two."""
+    predictions = Predictions(
+        split.image_ids,
+        split.patient_ids,
+        split.labels.astype(bool) if split.multi_label else split.labels,
+        logits.double().numpy(),
+        tuple(split.class_names),
+        "validation",
+        split.multi_label,
+    )
+    auroc = compute_metrics(predictions, num_resamples=0)["auroc"]
+    if auroc["value"] is None:
+        raise ValueError(f"the validation split has no AUROC to choose by: it {auroc['reason']}.")
+    return auroc["value"]
+
+
+# ------------------------------------------------------------------------------------------- report
+
+
+def write_run(folder, model, processor, splits, logits, progress, args, dataset, device):
+    """The run folder: model, code, predictions, metrics, figures, card."""
+    (folder / "figures").mkdir(parents=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    metrics = {
+        "best_epoch": progress["best_epoch"],
+        "train_seconds": progress["seconds"],
+        "num_parameters": model.num_parameters(),
+        "device": device,
+    }
+    for name in ("validation", "test"):
+        split, path = splits[name], folder / f"predictions_{name}.csv"
+        write_predictions(
+            path,
+            split.image_ids,
+            split.patient_ids,
+            split.labels,
+            logits[name].numpy(),
+            split.class_names,
+            name,
+            split.multi_label,
+        )
+        predictions = read_predictions(path)
+        metrics[name] = compute_metrics(predictions, seed=args.seed)
+    plot_confusion_matrix(predictions, folder / "figures" / "confusion_matrix.png")
+    plot_roc(predictions, folder / "figures" / "roc.png", seed=args.seed)
+    with open(folder / "history.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, progress["history"][0])
+        writer.writeheader()
+        writer.writerows(progress["history"])
+    plot_training_curves(folder / "history.csv", folder / "figures" / "training_curves.png")
+    for name, content in (
+        ("metrics", metrics),
+        ("training_args", vars(args)),
+        ("dataset", dataset),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_model_card(folder, args.hub_model_id or Path(args.output_dir).resolve().name)
+    return metrics
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def main(argv: list[str]) -> None:
+    # Set-up
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    output_dir = Path(args.output_dir)
+    checkpoints = output_dir / "checkpoints"
+    accelerator = Accelerator(
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=output_dir,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+    )
+    with accelerator.main_process_first(), write_errors(f"the output folder {output_dir}"):
+        holds_run = list_checkpoints(checkpoints) or (output_dir / "config.json").exists()
+        if holds_run and not args.resume_from_checkpoint and accelerator.is_main_process:
+            raise ValueError(
+                f"{output_dir} holds a run already; name another --output_dir, or go on with "
+                "--resume_from_checkpoint."
+            )
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if args.push_to_hub and accelerator.is_main_process:
+            check_hub(args.hub_model_id, args.hub_private)
+    if args.report_to != "none":
+        accelerator.init_trackers("cxr", {key: str(value) for key, value in vars(args).items()})
+    set_seed(args.seed)
+
+    # Data and model
+    with accelerator.main_process_first():
+        dataset = load_data(args)
+        summary = summarize(dataset)
+        model, processor = build_model(dataset["train"], args)
+        splits = decode_splits(dataset, processor, args.cache_dir, args.max_unreadable)
+    validation = splits["validation"]
+    validation_auroc(validation, torch.zeros(len(validation), model.num_labels))  # fails early
+    loaders = {
+        name: accelerator.prepare(
+            DataLoader(
+                split,
+                shuffle=name == "train",
+                batch_size=args.per_device_train_batch_size
+                if name == "train"
+                else args.per_device_eval_batch_size,
+                collate_fn=lambda batch: batch,
+            )
+        )
+        for name, split in splits.items()
+    }
+
+    # Optimizer; matrices and kernels decay, biases and normalisation do not
+    model = model.to(accelerator.device, memory_format=torch.channels_last)
+    average = weight_average(model, args.ema_decay) if args.ema_decay else None
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": kernels}, {"params": vectors, "weight_decay": 0.0}],
+        lr=args.learning_rate,
+        weight_decay=args.weight_decay,
+    )
+    num_batches = len(loaders["train"])
+    updates = math.ceil(num_batches / accelerator.gradient_accumulation_steps)
+    updates *= args.num_train_epochs
+    scheduler = get_cosine_schedule_with_warmup(
+        optimizer, round(args.warmup_ratio * updates), updates
+    )
+    raw_model = model
+    model, optimizer = accelerator.prepare(model, optimizer)
+    # Not prepared: Accelerate would step it once a process instead of once an update.
+    accelerator.register_for_checkpointing(scheduler)
+    if average is not None:
+        accelerator.register_for_checkpointing(average)
+    evaluated = raw_model if average is None else average.module
+
+    # State of the loop, saved with every checkpoint
+    progress = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "seconds": 0.0, "history": []}
+    progress |= {"best_epoch": 0, "best_score": [-math.inf, -math.inf]}
+    best = {}
+    if args.resume_from_checkpoint:
+        progress, checkpoint = load_checkpoint(accelerator, checkpoints)
+        best = load_file(checkpoint / "best.safetensors")
+        logger.info("Resuming from %s", checkpoint)
+    started = time.monotonic() - progress["seconds"]
+
+    def save() -> None:
+        progress["seconds"] = time.monotonic() - started
+        step = progress["epoch"] * num_batches + progress["batch"]
+        save_checkpoint(accelerator, checkpoints, step, progress, best)
+
+    # Loop
+    for epoch in range(progress["epoch"], args.num_train_epochs):
+        if 0 < args.early_stopping_patience <= epoch - progress["best_epoch"]:
+            logger.info("Stopping: no better AUROC since epoch %d.", progress["best_epoch"])
+            break
+        epoch_started = time.monotonic()
+        model.train()
+        loaders["train"].set_epoch(epoch)
+        images_seen = progress["batch"] * loaders["train"].total_batch_size
+        bar = tqdm(
+            total=len(splits["train"]),
+            initial=images_seen,
+            desc=f"epoch {epoch + 1}/{args.num_train_epochs}",
+            unit="image",
+        )
+        shown = {"auroc": f"{progress['history'][-1]['validation_auroc']:.3f}"} if epoch else {}
+        for batch in skip_first_batches(loaders["train"], progress["batch"]):
+            # A seed for every batch, so that a resumed run draws what an unbroken one draws.
+            step = epoch * num_batches + progress["batch"]
+            draw = step * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed((args.seed << 32) + draw)
+            with accelerator.accumulate(model):
+                pixel_values = processor.normalize(augment(batch["pixels"], args))
+                pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+                loss = model(pixel_values, batch["labels"]).loss
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                scheduler.step()
+                if average is not None:
+                    average.update_parameters(raw_model)
+            mean_loss = accelerator.gather(loss.detach()).mean().item()
+            if not math.isfinite(mean_loss):
+                raise ValueError(
+                    f"the loss is {mean_loss} in epoch {epoch + 1}; a --learning_rate below "
+                    f"{args.learning_rate} may help."
+                )
+            progress["loss_sum"] += mean_loss
+            progress["batch"] += 1
+            bar.set_postfix(loss=f"{progress['loss_sum'] / progress['batch']:.4f}", **shown)
+            bar.update(min(loaders["train"].total_batch_size, bar.total - bar.n))
+            if args.checkpointing_steps and (step + 1) % args.checkpointing_steps == 0:
+                save()
+        bar.close()
+        logits = predict(evaluated, loaders["validation"], processor, accelerator)
+        labels = torch.from_numpy(validation.labels)
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": progress["loss_sum"] / progress["batch"],
+            "validation_loss": classification_loss(logits, labels, raw_model.config).item(),
+            "validation_auroc": validation_auroc(validation, logits),
+            "learning_rate": scheduler.get_last_lr()[0],
+            "seconds": time.monotonic() - epoch_started,
+        }
+        row["images_per_second"] = (bar.total - images_seen) / row["seconds"]
+        logger.info(
+            "epoch %(epoch)d: train loss %(train_loss).4f, validation loss %(validation_loss).4f, "
+            "validation AUROC %(validation_auroc).4f, %(images_per_second).0f images/s",
+            row,
+        )
+        accelerator.log({key: row[key] for key in row if key != "epoch"}, step=epoch + 1)
+        progress["history"].append(row)
+        score = [row["validation_auroc"], -row["validation_loss"]]
+        if score > progress["best_score"]:
+            progress |= {"best_score": score, "best_epoch": epoch + 1}
+            best = {
+                key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for key, value in evaluated.state_dict().items()
+            }
+        progress |= {"epoch": epoch + 1, "batch": 0, "loss_sum": 0.0}
+        save()
+    accelerator.end_training()
+
+    # Evaluation of the best weights, in full precision, as whoever loads them will run them
+    final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    final.load_state_dict(best)
+    logits = {
+        name: predict(final, loaders[name], processor, accelerator)
+        for name in ("validation", "test")
+    }
+    if accelerator.is_main_process:
+        partial = output_dir / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        device = f"{accelerator.num_processes} x {accelerator.device.type}"
+        with write_errors(f"the results in {output_dir}"):
+            metrics = write_run(
+                partial, final, processor, splits, logits, progress, args, summary, device
+            )
+            (output_dir / "figures").mkdir(exist_ok=True)
+            for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+                os.replace(file, output_dir / file.relative_to(partial))
+            shutil.rmtree(partial)
+        logger.info(
+            "Test AUROC %s. Written to %s", format_metric(metrics["test"]["auroc"]), output_dir
+        )
+        if args.push_to_hub:
+            logger.info("Pushed to %s", push_run(output_dir, args.hub_model_id))
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError, ImportError) as error:
+        logging.getLogger(__name__).debug("traceback", exc_info=True)
+        sys.exit(f"train.py: error: {error}")

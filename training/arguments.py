@@ -1,0 +1,102 @@
+"""The flags of train.py, from the command line or a YAML file."""
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+from accelerate.utils import LoggerType
+
+from datasets_scripts import SOURCES
+
+
+def option(text: str) -> tuple[str, object]:
+    """`key=value` with a YAML value, as `block_config=[2,2]`."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a chest X-ray classifier.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="YAML file of these flags; the command line wins")
+
+    add = parser.add_argument_group("data").add_argument
+    known = ", ".join(SOURCES)
+    add("--dataset", default="phantom", help=f"{known}, a folder, a zip, or a Hub dataset id")
+    add("--dataset_options", nargs="*", type=option, default=[], metavar="KEY=VALUE")
+    add("--regroup", action="store_true", help="pool the splits and split again by patient")
+    add("--max_unreadable", type=float, default=0.01, help="share of damaged images to put up with")
+    add("--max_train_samples", type=int, help="train on so many images, drawn by the seed")
+    add("--max_eval_samples", type=int, help="validate and test on so many images each")
+    add("--cache_dir", default="~/.cache/cxr-classification", help="where decoded pixels are kept")
+
+    add = parser.add_argument_group("model").add_argument
+    add("--model", default="densenet121", help="baseline, densenet121, a timm name, a folder or id")
+    add("--model_options", nargs="*", type=option, default=[], metavar="KEY=VALUE")
+    add("--image_size", type=int, help="pixels a side; 224 if the model does not say")
+    add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
+    add("--pretrained", action="store_true", help="start from timm's ImageNet weights")
+
+    add = parser.add_argument_group("recipe").add_argument
+    add("--num_train_epochs", type=int, default=10)
+    add("--per_device_train_batch_size", type=int, default=32)
+    add("--per_device_eval_batch_size", type=int, default=64)
+    add("--learning_rate", type=float, default=1e-3, help="peak, after warm-up")
+    add("--weight_decay", type=float, default=0.05)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--warmup_ratio", type=float, default=0.1, help="share of the steps before the cosine")
+    add("--loss", choices=("cross_entropy", "focal"), default="cross_entropy")
+    add("--class_weights", choices=("none", "balanced"), default="none")
+    add("--label_smoothing", type=float, default=0.0)
+    add("--focal_gamma", type=float, default=2.0)
+    add("--focal_alpha", type=float)
+    add("--ema_decay", type=float, default=0.0, help="average the weights; 0 does not")
+    add("--max_rotation", type=float, default=10.0, help="augmentation: degrees")
+    add("--max_scale", type=float, default=0.1, help="augmentation: share of the size")
+    add("--max_shift", type=float, default=0.05, help="augmentation: share of the side")
+    add("--max_contrast", type=float, default=0.2, help="augmentation: share, gain and gamma")
+    add("--early_stopping_patience", type=int, default=0, help="epochs; 0 never stops early")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--output_dir", default="runs/cxr", help="the model folder")
+    add("--seed", type=int, default=42)
+    add("--checkpointing_steps", type=int, default=0, help="0: at the end of each epoch only")
+    add("--resume_from_checkpoint", action="store_true", help="go on from output_dir's last one")
+    add("--report_to", choices=("none", *LoggerType.list()), default="none", metavar="TRACKER")
+    add("--push_to_hub", action="store_true", help="needs --hub_model_id and a token")
+    add("--hub_model_id", metavar="ORG/NAME")
+    add("--hub_private", action="store_true", help="make the repository private")
+
+    args, _ = parser.parse_known_args(argv)
+    if args.config:
+        argv = yaml_flags(args.config) + argv
+    args = parser.parse_args(argv)
+    if args.push_to_hub and not args.hub_model_id:
+        parser.error("--push_to_hub needs --hub_model_id ORG/NAME")
+    for name in ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it is 1 or more")
+    args.dataset_options, args.model_options = dict(args.dataset_options), dict(args.model_options)
+    return args
+
+
+def yaml_flags(path: str) -> list[str]:
+    """The flags in a YAML file, as if typed: one check for both."""
+    content = yaml.safe_load(Path(path).read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no YAML mapping of flags to values.")
+    flags = []
+    for name, value in content.items():
+        if isinstance(value, dict):
+            value = [f"{key}={json.dumps(item)}" for key, item in value.items()]
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not False and value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags

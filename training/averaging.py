@@ -1,0 +1,23 @@
+"""Averaging of weights over the steps of a training."""
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+
+def weight_average(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of weights and buffers.
+
+    The decay warms up as (1 + t) / (10 + t), so that the first steps are soon forgotten.
+
+    Args:
+        decay: its final value, in (0, 1).
+    """
+
+    def update(averaged, current, num_averaged):
+        warm = min(decay, (1 + float(num_averaged)) / (10 + float(num_averaged)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - warm)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
