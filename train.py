@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
-from accelerate.logging import get_logger
+from accelerate import skip_first_batches
 from accelerate.utils import set_seed, tqdm
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -25,11 +24,12 @@ from transformers import get_cosine_schedule_with_warmup
 
 from datasets_scripts import (
     check_leaks,
+    class_names,
     describe,
     load_cxr_dataset,
     regroup,
-    summarize,
 )
+from datasets_scripts.splits import _hashes, label_sets
 from evaluation.metrics import compute_metrics, format_metric
 from evaluation.model_card import write_model_card
 from evaluation.plots import plot_confusion_matrix, plot_roc, plot_training_curves
@@ -40,9 +40,10 @@ from training.arguments import parse_args
 from training.averaging import weight_average
 from training.batches import augment, decode_splits
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
+from training.launch import make_accelerator
 from training.publish import check_hub, push_run
 
-logger = get_logger("train")
+logger = logging.getLogger("train")
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -66,6 +67,20 @@ def load_data(args):
         if limit is not None and limit < len(split):
             dataset[name] = split.shuffle(seed=args.seed).select(range(limit))
     return dataset
+
+
+def summarize(dataset, args):
+    """What the model card says of the data."""
+    splits = {}
+    for name, split in dataset.items():
+        labels = [label for row in label_sets(split) for label in row]
+        splits[name] = {
+            "images": len(split),
+            "unique_images": len(set(_hashes(split))),
+            "patients": len(set(split["patient_id"])),
+            "classes": {name: labels.count(k) for k, name in enumerate(class_names(split))},
+        }
+    return {"source": dataset["train"][0]["source"], "name": args.dataset, "splits": splits}
 
 
 # -------------------------------------------------------------------------------------------- model
@@ -192,14 +207,9 @@ def write_run(folder, model, processor, splits, logits, progress, args, dataset,
 def main(argv: list[str]) -> None:
     # Set-up
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     output_dir = Path(args.output_dir)
     checkpoints = output_dir / "checkpoints"
-    accelerator = Accelerator(
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=output_dir,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-    )
+    accelerator = make_accelerator(args)
     with accelerator.main_process_first(), write_errors(f"the output folder {output_dir}"):
         holds_run = list_checkpoints(checkpoints) or (output_dir / "config.json").exists()
         if holds_run and not args.resume_from_checkpoint and accelerator.is_main_process:
@@ -217,11 +227,12 @@ def main(argv: list[str]) -> None:
     # Data and model
     with accelerator.main_process_first():
         dataset = load_data(args)
-        summary = summarize(dataset)
+        summary = summarize(dataset, args)
         model, processor = build_model(dataset["train"], args)
         splits = decode_splits(dataset, processor, args.cache_dir, args.max_unreadable)
     validation = splits["validation"]
-    validation_auroc(validation, torch.zeros(len(validation), model.num_labels))  # fails early
+    # Before any training: a validation split without an AUROC cannot choose the best epoch.
+    validation_auroc(validation, torch.zeros(len(validation), model.config.num_labels))
     loaders = {
         name: accelerator.prepare(
             DataLoader(
@@ -319,7 +330,8 @@ def main(argv: list[str]) -> None:
             progress["batch"] += 1
             bar.set_postfix(loss=f"{progress['loss_sum'] / progress['batch']:.4f}", **shown)
             bar.update(min(loaders["train"].total_batch_size, bar.total - bar.n))
-            if args.checkpointing_steps and (step + 1) % args.checkpointing_steps == 0:
+            due = args.checkpointing_steps and (step + 1) % args.checkpointing_steps == 0
+            if due and progress["batch"] < num_batches:
                 save()
         bar.close()
         logits = predict(evaluated, loaders["validation"], processor, accelerator)
@@ -349,7 +361,6 @@ def main(argv: list[str]) -> None:
             }
         progress |= {"epoch": epoch + 1, "batch": 0, "loss_sum": 0.0}
         save()
-    accelerator.end_training()
 
     # Evaluation of the best weights, in full precision, as whoever loads them will run them
     final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -375,7 +386,7 @@ def main(argv: list[str]) -> None:
         )
         if args.push_to_hub:
             logger.info("Pushed to %s", push_run(output_dir, args.hub_model_id))
-    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

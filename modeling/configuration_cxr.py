@@ -56,10 +56,10 @@ class CxrConfig(PretrainedConfig):
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels is {self.num_channels}; it can be 1 or 3.")
         if self.loss not in LOSSES:
-            raise ValueError(f"loss is {self.loss!r}; it can be one of {', '.join(LOSSES)}.")
+            raise ValueError(f"loss is {self.loss!r}; it can be {' or '.join(LOSSES)}.")
         if self.problem_type not in PROBLEM_TYPES:
             raise ValueError(
-                f"problem_type is {self.problem_type!r}; it can be one of {', '.join(PROBLEM_TYPES)}."
+                f"problem_type is {self.problem_type!r}; it can be {' or '.join(PROBLEM_TYPES)}."
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it lies in [0, 1).")

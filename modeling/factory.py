@@ -5,8 +5,8 @@ import inspect
 from pathlib import Path
 
 import timm
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from huggingface_hub.errors import HFValidationError, HTTPError
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
 from .image_processing_cxr import CxrImageProcessor
@@ -106,13 +106,16 @@ def _load_model(name, image_size, options):
     if image_size is not None:
         options["image_size"] = image_size
     _check_options(type(config), options)
+    same_classes = config.id2label == options["id2label"]
     for option, value in options.items():
         setattr(config, option, value)
     config = type(config).from_dict(config.to_dict())
     model = AutoModelForImageClassification.from_pretrained(
         name, config=config, ignore_mismatched_sizes=True
     )
-    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    if not same_classes:
+        model.network.get_classifier().reset_parameters()
+    processor = CxrImageProcessor.from_pretrained(name)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
     return model, processor
@@ -129,7 +132,7 @@ def _load_imagenet(model, name):
         )
     except RuntimeError as error:
         raise ValueError(f"no pretrained weights for {name} ({_first_line(error)}).") from error
-    except (OSError, HfHubHTTPError) as error:
+    except (OSError, HTTPError) as error:
         raise OSError(
             f"the ImageNet weights of {name} cannot be fetched ({_first_line(error)}); connect to "
             "the Hub, or leave out --pretrained."

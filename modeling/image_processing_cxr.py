@@ -57,11 +57,9 @@ class CxrImageProcessor(BaseImageProcessor):
         self.num_channels = num_channels
         self.image_mean = list(image_mean or _per_channel(IMAGENET_MEAN, num_channels))
         self.image_std = list(image_std or _per_channel(IMAGENET_STD, num_channels))
-        for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != num_channels:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; {num_channels} channel(s) need as many values."
-                )
+        for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
+            if len(values) != num_channels:
+                raise ValueError(f"{name} is {values}; it needs {num_channels} values.")
 
     def preprocess(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
         """Reads one image or a list of them.
@@ -109,9 +107,6 @@ class CxrImageProcessor(BaseImageProcessor):
         if isinstance(image, torch.Tensor):
             image = image.cpu().numpy()
         if isinstance(image, np.ndarray):
-            _check_shape(
-                image.shape[1::-1] if image.shape[-1] in (1, 3, 4) else image.shape[:-3:-1]
-            )
             return _grey_from_array(image)
         if isinstance(image, Image.Image):
             return _grey_from_pil(image, "the image")
@@ -191,7 +186,7 @@ def _per_channel(values, num_channels):
     return values if num_channels == 3 else (sum(values) / 3,)
 
 
-def _check_shape(size, name="the image"):
+def _check_shape(size, name):
     width, height = size
     if min(width, height) < MIN_SIDE:
         raise ValueError(
@@ -234,12 +229,15 @@ def _grey_from_array(array):
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.dtype == np.uint8 and array.ndim in (2, 3):
+    if array.dtype == np.uint8 and (
+        array.ndim == 2 or array.ndim == 3 and array.shape[-1] in (3, 4)
+    ):
         return _grey_from_pil(Image.fromarray(np.ascontiguousarray(array)), "the image")
     if array.ndim != 2:
         raise ValueError(
             f"an array of shape {array.shape}, {array.dtype} is no grey or 8-bit image."
         )
+    _check_shape(array.shape[::-1], "the image")
     if array.dtype == bool:
         return array * np.uint16(FULL_SCALE)
     low, high = array.min(), array.max()

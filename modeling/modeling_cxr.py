@@ -191,7 +191,7 @@ class BaselineCnn(nn.Module):
 
 
 class CxrBaselineForImageClassification(CxrPreTrainedModel):
-    """The baseline CNN: 388,834 parameters with the default four blocks, one channel, two classes."""
+    """The baseline CNN: 388,834 parameters with four blocks, one channel and two classes."""
 
     config_class = CxrBaselineConfig
 

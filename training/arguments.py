@@ -58,9 +58,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--focal_alpha", type=float)
     add("--ema_decay", type=float, default=0.0, help="average the weights; 0 does not")
     add("--max_rotation", type=float, default=10.0, help="augmentation: degrees")
-    add("--max_scale", type=float, default=0.1, help="augmentation: share of the size")
-    add("--max_shift", type=float, default=0.05, help="augmentation: share of the side")
-    add("--max_contrast", type=float, default=0.2, help="augmentation: share, gain and gamma")
+    add("--max_scale", type=float, default=0.15, help="augmentation: share of the size")
+    add("--max_shift", type=float, default=0.1, help="augmentation: share of the side")
+    add("--max_contrast", type=float, default=0.3, help="augmentation: share, gain and gamma")
     add("--early_stopping_patience", type=int, default=0, help="epochs; 0 never stops early")
 
     add = parser.add_argument_group("run").add_argument

@@ -26,13 +26,13 @@ class PixelDataset(torch.utils.data.Dataset):
 
     Args:
         split: in the dataset schema.
-        pixels: uint16 (N, H, W), one a row of the split.
-        kept: int64 (M,), the rows whose pixels are to be used.
+        pixels: uint16 (N, H, W).
+        kept: int64 (N,), the row of the split that each image of `pixels` is.
     """
 
     def __init__(self, split: Dataset, pixels: np.ndarray, kept: np.ndarray):
         rows = split.remove_columns("image").select(kept)
-        self.pixels, self.kept = pixels, kept
+        self.pixels = pixels
         self.image_ids = np.array(rows["image_id"])
         self.patient_ids = np.array(rows["patient_id"])
         self.multi_label = "labels" in split.features
@@ -46,11 +46,11 @@ class PixelDataset(torch.utils.data.Dataset):
             self.labels = np.array(rows["label"], np.int64)
 
     def __len__(self):
-        return len(self.kept)
+        return len(self.labels)
 
     def __getitems__(self, indices):
         return {
-            "pixels": torch.from_numpy(self.pixels[self.kept[indices]]),
+            "pixels": torch.from_numpy(self.pixels[indices]),
             "labels": torch.from_numpy(self.labels[indices]),
             "index": torch.tensor(indices),
         }
@@ -69,8 +69,8 @@ def decode_splits(
     folder.mkdir(parents=True, exist_ok=True)
     # What turns a file into pixels is part of the name, so that new code reads no old pixels.
     code = Path(inspect.getfile(type(processor))).read_bytes() + PIL.__version__.encode()
-    size = (processor.size["height"], processor.size["width"])
-    suffix = f"{size[0]}x{size[1]}-{hashlib.sha256(code).hexdigest()[:8]}.u16"
+    size = processor.size["height"]
+    suffix = f"{size}-{hashlib.sha256(code).hexdigest()[:8]}.u16"
     splits = {}
     for name, split in dataset.items():
         cache_file = folder / f"{fingerprint(split)}-{suffix}"

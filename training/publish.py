@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
+
+# What the client raises for a refusal, a broken connection and a transfer that it gave up.
+HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError, RuntimeError)
 
 
 def check_hub(repo_id: str, private: bool) -> None:
@@ -16,8 +18,10 @@ def check_hub(repo_id: str, private: bool) -> None:
         OSError: the Hub is unreachable, or refuses the token or the name.
     """
     try:
+        # create_repo alone is content without a token where the repository exists.
+        HfApi().whoami()
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, httpx.HTTPError) as error:
+    except HUB_ERRORS as error:
         raise OSError(
             f"cannot push to {repo_id} ({_one_line(error)}); check the name, the connection and "
             "the token (hf auth login, or HF_TOKEN)."
@@ -40,7 +44,7 @@ def push_run(folder: Path, repo_id: str) -> str:
             commit_message="Upload model, card and figures",
             ignore_patterns=["checkpoints/**", ".*"],
         )
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except HUB_ERRORS as error:
         raise OSError(
             f"the upload to {repo_id} broke off ({_one_line(error)}); the model is whole in "
             f"{folder}: run the same command again with --resume_from_checkpoint."

@@ -1,0 +1,26 @@
+# make demo: train both models on phantoms and compare them.   make test: the whole test suite.
+PYTHON ?= python3
+BIN := .venv/bin
+MODELS := baseline densenet121
+
+.PHONY: demo test
+
+demo: .venv/installed
+	rm -rf runs/demo
+	for model in $(MODELS); do \
+		$(BIN)/accelerate launch --quiet --num_processes 1 train.py --config recipes/demo.yaml \
+			--model $$model --output_dir runs/demo/$$model || exit 1; \
+	done
+	@echo
+	@$(BIN)/python -m evaluation.table $(MODELS:%=runs/demo/%)
+	@echo
+	@echo 'Load it:  model = AutoModel.from_pretrained("runs/demo/densenet121", trust_remote_code=True)'
+	@echo 'See it:   MODEL_ID=runs/demo/densenet121,runs/demo/baseline $(BIN)/python space/app.py'
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@

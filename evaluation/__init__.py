@@ -1,0 +1,1 @@
+"""Evaluation from saved predictions: metrics, intervals, figures, result tables, model card."""

@@ -1,0 +1,216 @@
+"""The model card and the results table say what a run's files say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from evaluation.metrics import METRIC_NAMES, compute_metrics, format_metric
+from evaluation.model_card import write_model_card
+from evaluation.predictions import read_predictions, write_predictions
+from evaluation.table import main, replace_block, results_table
+
+ROOT = Path(__file__).parent.parent
+NAMES = ["NORMAL", "PNEUMONIA"]
+
+
+def make_run(run, names=NAMES, multi_label=False, source="kermany", dataset="Kermany 2018"):
+    (run / "figures").mkdir(parents=True)
+    (run / "figures" / "roc.png").write_bytes(b"")
+    rng = np.random.default_rng(0)
+    metrics = {"best_epoch": 4, "train_seconds": 905.4, "num_parameters": 1234567, "device": "cpu"}
+    splits = {}
+    for split, n in (("validation", 80), ("test", 120)):
+        labels = rng.integers(len(names), size=n)
+        truth = np.eye(len(names))[labels]
+        if multi_label:
+            labels = truth = rng.random((n, len(names))) < 0.4
+        logits = rng.normal(size=truth.shape) + truth
+        path = run / f"predictions_{split}.csv"
+        patients = rng.integers(n // 2, size=n)
+        write_predictions(path, range(n), patients, labels, logits, names, split, multi_label)
+        metrics[split] = compute_metrics(read_predictions(path), num_resamples=100)
+        classes = dict(zip(names, truth.sum(axis=0).astype(int).tolist()))
+        splits[split] = {"images": n, "unique_images": n - 1, "patients": 33, "classes": classes}
+    files = {
+        "metrics": metrics,
+        "dataset": {"source": source, "name": dataset, "splits": splits},
+        "config": {
+            "model_type": "cxr-densenet",
+            "image_size": 128,
+            "num_channels": 1,
+            "id2label": {str(k): name for k, name in enumerate(names)},
+        },
+        "training_args": {"model": "densenet121", "learning_rate": 0.0005, "note": "a|b"},
+    }
+    for name, content in files.items():
+        (run / f"{name}.json").write_text(json.dumps(content))
+    return files
+
+
+def test_the_hubs_parser_reads_the_numbers_back(tmp_path):
+    files = make_run(tmp_path / "cxr-densenet121")
+    path = write_model_card(tmp_path / "cxr-densenet121", repo_id="org/cxr-densenet121")
+    card = ModelCard.load(path)
+    assert path == tmp_path / "cxr-densenet121" / "README.md"
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.model_name == "cxr-densenet121"
+    read = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    test = files["metrics"]["test"]
+    assert read == {title: test[key]["value"] for key, title in METRIC_NAMES.items()}
+    assert {result.dataset_type for result in card.data.eval_results} == {"kermany"}
+    assert {result.dataset_split for result in card.data.eval_results} == {"test"}
+
+
+def test_the_text_holds_what_a_reader_needs(tmp_path):
+    files = make_run(tmp_path / "run")
+    text = write_model_card(tmp_path / "run", repo_id="org/name").read_text()
+    for split in ("validation", "test"):
+        for key in METRIC_NAMES:
+            assert format_metric(files["metrics"][split][key]) in text
+    squeezed = " ".join(text.split())
+    normal = files["dataset"]["splits"]["test"]["classes"]["NORMAL"]
+    for part in (
+        'AutoModel.from_pretrained("org/name", trust_remote_code=True)',
+        'pipeline("image-classification", model="org/name", trust_remote_code=True)',
+        "Research only, not a medical device",
+        "PNEUMONIA counts as positive",
+        f"| test | 120 | 119 | 33 | {normal} ({normal / 120:.1%}) |",
+        "1,234,567 parameters, 15.1 minutes on cpu; the weights are those of epoch 4",
+        "| `learning_rate` | 0.0005 |",
+        "| `note` | a\\|b |",
+        "128 x 128",
+        "one paediatric centre",
+    ):
+        assert part in squeezed, part
+    assert "](figures/roc.png)" in text
+    assert "confusion_matrix.png" not in text  # this run has no such figure
+    assert not any(word in text for word in ("None", "nan", str(tmp_path)))
+
+
+def test_the_folder_is_named_where_there_is_no_repository(tmp_path):
+    make_run(tmp_path / "my-run", source="folder", dataset="ward")
+    text = write_model_card(tmp_path / "my-run").read_text()
+    assert 'from_pretrained("my-run"' in text
+    assert "paediatric" not in text
+
+
+def test_a_hub_data_set_is_linked_and_known_as_kermany(tmp_path):
+    make_run(tmp_path, source="hub", dataset="keremberke/chest-xray-classification")
+    path = write_model_card(tmp_path)
+    assert ModelCard.load(path).data.datasets == ["keremberke/chest-xray-classification"]
+    assert "one paediatric centre" in path.read_text()
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_card_of_more_classes_has_a_row_each(tmp_path, multi_label):
+    names = ["Mass", "Nodule", "Edema"]
+    files = make_run(tmp_path, names, multi_label, "folder", "ward")
+    path = write_model_card(tmp_path)
+    test = files["metrics"]["test"]
+    for name in names:
+        entry = test["classes"][name]
+        row = [format_metric(entry[key]) for key in ("auroc", "sensitivity", "specificity")]
+        squeezed = " ".join(path.read_text().split())
+        assert f"| {name} | {entry['tp'] + entry['fn']} | {' | '.join(row)} |" in squeezed
+    read = {r.metric_type: r.metric_value for r in ModelCard.load(path).data.eval_results}
+    assert read["roc_auc"] == test["auroc"]["value"]
+    assert ("accuracy" in read) is not multi_label
+    assert ("exceeds 0.5" in path.read_text()) is multi_label
+
+
+def test_undefined_metrics_stay_out_of_the_index(tmp_path):
+    files = make_run(tmp_path)
+    path = tmp_path / "p.csv"
+    write_predictions(path, [1, 2], [1, 2], [1, 1], [[0, 1], [1, 0]], NAMES, "test")
+    metrics = files["metrics"] | {"test": compute_metrics(read_predictions(path), 20)}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    card = ModelCard.load(write_model_card(tmp_path))
+    assert "AUROC" not in {result.metric_name for result in card.data.eval_results}
+    assert "undefined" in card.text
+    assert "undefined" in results_table([tmp_path])
+
+
+def test_a_run_that_lacks_a_file_or_a_key_gets_a_sentence(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"test": {}}')
+    with pytest.raises(ValueError, match=r"metrics\.json lacks validation, best_epoch"):
+        write_model_card(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"test": ')
+    with pytest.raises(ValueError, match=r"metrics\.json is not JSON"):
+        write_model_card(tmp_path)
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / "metrics.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"metrics\.json"):
+        write_model_card(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_the_table_is_aligned_markdown(tmp_path):
+    files = make_run(tmp_path / "cxr-baseline")
+    make_run(tmp_path / "cxr-densenet121")
+    lines = results_table([tmp_path / "cxr-baseline", tmp_path / "cxr-densenet121"]).splitlines()
+    assert len(lines) == 4
+    assert len({len(line) for line in lines}) == 1
+    test = files["metrics"]["test"]
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    shares = [f"{test[key]['value']:.3f}" for key in ("accuracy", "sensitivity", "specificity")]
+    auroc = format_metric(test["auroc"])
+    assert cells == ["cxr-baseline", "1,234,567", auroc, *shares, "120", "905"]
+
+
+def test_the_table_of_a_multi_label_run_leaves_cells_open(tmp_path):
+    make_run(tmp_path / "run", ["Mass", "Nodule"], multi_label=True)
+    cells = [cell.strip() for cell in results_table([tmp_path / "run"]).splitlines()[2].split("|")]
+    assert cells[4:7] == ["-", "-", "-"]
+
+
+def test_the_command_rewrites_only_its_block(tmp_path, capsys):
+    make_run(tmp_path / "run")
+    readme = tmp_path / "README.md"
+    start, end = "<!-- results:demo:start -->", "<!-- results:demo:end -->"
+    other = "<!-- results:real:start -->\nkeep\n<!-- results:real:end -->\n"
+    readme.write_text(f"# Title\n\n{start}\nold\n{end}\n\n{other}")
+    main(["--readme", str(readme), "--block", "demo", str(tmp_path / "run")])
+    table = results_table([tmp_path / "run"])
+    expected = f"# Title\n\n{start}\n{table}\n{end}\n\n{other}"
+    assert readme.read_text() == expected
+    main(["--readme", str(readme), "--block", "demo", str(tmp_path / "run")])
+    assert readme.read_text() == expected
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nothing", "needs one line <!-- results:demo:start -->"),
+        ("<!-- results:demo:end -->\n<!-- results:demo:start -->", "swap the two lines"),
+    ],
+)
+def test_a_readme_without_the_block_is_left_alone(tmp_path, text, sentence):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        replace_block(readme, "demo", "table")
+    assert readme.read_text() == text
+
+
+def test_the_command_line_prints_the_table_or_fails_with_one_sentence(tmp_path):
+    make_run(tmp_path / "run")
+    command = [sys.executable, "-m", "evaluation.table"]
+    done = subprocess.run(
+        [*command, tmp_path / "run"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == results_table([tmp_path / "run"]) + "\n"
+    done = subprocess.run(
+        [*command, tmp_path], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {tmp_path} has no metrics.json")
+    assert done.stderr.count("\n") == 1

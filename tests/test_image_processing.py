@@ -1,0 +1,243 @@
+"""The one preprocessing path: every kind of file, to known pixels."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling import CxrImageProcessor
+
+GREYS = np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (48, 1))  # (48, 64)
+FULL = GREYS.astype(np.uint16) * 257
+
+
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def half_transparent(mode):
+    """The grey ramp, its lower half transparent, which shows black."""
+    image = Image.fromarray(GREYS).convert(mode)
+    alpha = np.full(GREYS.shape, 255, np.uint8)
+    alpha[24:] = 0
+    image.putalpha(Image.fromarray(alpha))
+    return image
+
+
+UPPER = np.where(np.arange(48)[:, None] < 24, FULL, 0).astype(np.uint16)
+SIXTEEN = np.where(FULL < 60000, FULL + 3, FULL).astype(np.uint16)
+BITS = np.where(GREYS > 127, 65535, 0).astype(np.uint16)
+TWELVE = GREYS.astype(np.uint16) * 16 + 15  # a detector's 12 bits in a 16-bit file
+SOURCES = {
+    "L": (Image.fromarray(GREYS), FULL),
+    "RGB": (Image.fromarray(GREYS).convert("RGB"), FULL),
+    "P": (Image.fromarray(GREYS).convert("P"), FULL),
+    "1": (Image.fromarray(GREYS > 127), BITS),
+    "LA": (half_transparent("L"), UPPER),
+    "RGBA": (half_transparent("RGB"), UPPER),
+    "16 bit": (Image.fromarray(SIXTEEN), SIXTEEN),
+    "12 in 16 bit": (Image.fromarray(TWELVE), (TWELVE / 4095 * 65535).round().astype(np.uint16)),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_mode_gives_its_known_pixels_from_every_kind_of_input(kind, tmp_path):
+    image, expected = SOURCES[kind]
+    path = tmp_path / "x.png"
+    image.save(path)
+    processor = CxrImageProcessor(64)
+    for source in (path, str(path), path.read_bytes(), Image.open(path)):
+        np.testing.assert_array_equal(processor.load(source), expected)
+
+
+def test_a_palette_with_a_transparent_entry_shows_black_there(tmp_path):
+    image = Image.fromarray(GREYS).convert("P")
+    image.info["transparency"] = 255
+    image.save(tmp_path / "x.png", transparency=255)
+    loaded = CxrImageProcessor(64).load(tmp_path / "x.png")
+    assert loaded[0, -1] == 0
+    assert loaded[0, 32] == FULL[0, 32]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        GREYS,
+        FULL,
+        np.dstack([GREYS] * 3),
+        np.stack([GREYS] * 3),
+        GREYS[..., None],
+        GREYS[None],
+        FULL.astype(np.float32) / 65535,
+        torch.from_numpy(GREYS.copy()),
+        torch.from_numpy(FULL.astype(np.float32) / 65535)[None],
+    ],
+    ids=lambda array: f"{tuple(array.shape)} {array.dtype}",
+)
+def test_arrays_and_tensors_give_the_pixels_of_the_file(array):
+    np.testing.assert_array_equal(CxrImageProcessor(64).load(array), FULL)
+
+
+def test_colour_becomes_luma():
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 0] = 255
+    assert (CxrImageProcessor(32).load(red) == 76 * 257).all()  # 0.299 * 255, rounded
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_orientation_is_applied(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(GREYS).save(tmp_path / "x.png", exif=exif)
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
+    loaded = CxrImageProcessor(64).load(tmp_path / "x.png")
+    np.testing.assert_array_equal(loaded, np.rot90(FULL, turns))
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is():
+    image = np.random.default_rng(0).integers(0, 65536, (64, 64), dtype=np.uint16)
+    np.testing.assert_array_equal(CxrImageProcessor(64).read(image), image)
+
+
+@pytest.mark.parametrize(("shape", "rows", "columns"), [((200, 100), 64, 32), ((50, 150), 21, 64)])
+def test_the_aspect_ratio_is_kept_on_black(shape, rows, columns):
+    square = CxrImageProcessor(64).read(np.full(shape, 255, np.uint8))
+    assert square.shape == (64, 64)
+    assert (square == 65535).any(1).sum() == rows
+    assert (square == 65535).any(0).sum() == columns
+    top, left = (64 - rows) // 2, (64 - columns) // 2
+    assert (square[top : top + rows, left : left + columns] == 65535).all()
+    assert square.sum(dtype=np.int64) == 65535 * rows * columns
+
+
+def test_downscaling_is_antialiased():
+    stripes = np.tile(np.array([0, 255], np.uint8), (512, 256))
+    small = CxrImageProcessor(64).read(stripes)
+    inner = small[:, 1:-1].astype(float) / 65535
+    assert np.abs(inner - 0.5).max() < 0.01  # sampling without a filter gives 0 or 1
+
+
+def test_pixel_values_are_normalised_floats():
+    processor = CxrImageProcessor(64, image_mean=[0.5], image_std=[0.25])
+    levels = np.zeros((64, 64), np.uint8)
+    levels[:32] = 255
+    pixel_values = processor([levels, levels])["pixel_values"]
+    assert pixel_values.shape == (2, 1, 64, 64)
+    assert pixel_values.dtype == torch.float32
+    assert pixel_values[0, 0, 0, 0] == 2
+    assert pixel_values[0, 0, 63, 0] == -2
+
+
+def test_three_channels_repeat_the_grey_image_by_imagenet_statistics():
+    pixel_values = CxrImageProcessor(64, num_channels=3)(np.zeros((64, 64), np.uint8)).pixel_values
+    expected = -torch.tensor([0.485, 0.456, 0.406]) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(pixel_values[0, :, 5, 5], expected)
+
+
+def test_cached_uint16_pixels_give_the_same_pixel_values_as_the_file(tmp_path):
+    image = np.random.default_rng(1).integers(0, 256, (300, 200), dtype=np.uint8)
+    path = tmp_path / "x.png"
+    Image.fromarray(image).save(path)
+    processor = CxrImageProcessor(64)
+    cached = processor.read(path)
+    assert cached.dtype == np.uint16
+    assert torch.equal(processor.normalize(cached[None]), processor(path).pixel_values)
+
+
+def test_restore_puts_a_heatmap_back_on_the_original():
+    processor = CxrImageProcessor(64)
+    image = np.zeros((400, 200), np.uint8)
+    image[100:150, 20:60] = 255
+    heatmap = processor.read(image) / 65535
+    restored = processor.restore(heatmap, 400, 200)
+    assert restored.shape == (400, 200)
+    rows, columns = np.nonzero(restored > 0.5)
+    assert abs(rows.min() - 100) <= 4
+    assert abs(rows.max() - 149) <= 4
+    assert abs(columns.min() - 20) <= 4
+    assert abs(columns.max() - 59) <= 4
+
+
+def test_saved_settings_come_back(tmp_path):
+    CxrImageProcessor(96, num_channels=3, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    loaded = CxrImageProcessor.from_pretrained(tmp_path)
+    assert loaded.size == {"height": 96, "width": 96}
+    assert loaded.image_mean == [0.1, 0.2, 0.3]
+    assert loaded.num_channels == 3
+
+
+def one_colour_png(side):
+    """A valid PNG of side x side black pixels, without holding them in memory."""
+
+    def chunk(kind, data):
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (side + 7) // 8)
+    packed = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    magic = b"\x89PNG\r\n\x1a\n"
+    return magic + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def truncated_jpeg():
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
+    Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()[:4000]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "x.jpeg: not an image file"),
+        (b"this is text, whatever its name", "x.jpeg: not an image file"),
+        (truncated_jpeg(), "x.jpeg: damaged image file"),
+        (png(Image.new("L", (1, 1))), "x.jpeg: 1 x 1 pixels is too small"),
+        (png(Image.new("L", (500, 20))), "x.jpeg: 500 x 20 pixels is too small"),
+        (one_colour_png(20_000), "x.jpeg: too large"),
+        (one_colour_png(13_000), "x.jpeg: 13000 x 13000 pixels is too large"),
+    ],
+    ids=["empty", "text", "truncated", "1x1", "strip", "20000x20000", "13000x13000"],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_is_no_x_ray_is_one_sentence(content, sentence, tmp_path):
+    path = tmp_path / "x.jpeg"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=sentence) as error:
+        CxrImageProcessor(64).load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (np.zeros((1, 1), np.uint8), "1 x 1 pixels is too small"),
+        (np.full((64, 64), 2.0), "span 2.0 to 2.0"),
+        (np.full((64, 64), np.nan), "must lie in"),
+        (np.full((64, 64), -5, np.int16), "span -5 to -5"),
+        (np.zeros((64, 64, 7), np.uint8), "shape"),
+        (np.zeros((3, 64, 64), np.float32), "no grey or 8-bit image"),
+        (42, "type int"),
+    ],
+)
+def test_arrays_that_are_no_image_are_one_sentence(image, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        CxrImageProcessor(64).load(image)
+
+
+def test_a_missing_file_and_a_wrong_option_are_named():
+    processor = CxrImageProcessor(64)
+    with pytest.raises(FileNotFoundError, match="nowhere.png: no such file"):
+        processor.load("nowhere.png")
+    with pytest.raises(TypeError, match="do_flip"):
+        processor(GREYS, do_flip=True)
+    with pytest.raises(ValueError, match="size is"):
+        CxrImageProcessor(8)

@@ -1,0 +1,376 @@
+"""train.py as a user runs it: in processes of its own, to the end, killed, resumed, pushed."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file, save
+
+from datasets_scripts import load_cxr_dataset
+from evaluation.metrics import compute_metrics
+from evaluation.predictions import read_predictions
+from modeling import create_model
+
+REPO = Path(__file__).parent.parent
+DATA = ["num_train=96", "num_validation=32", "num_test=33", "image_size=64"]
+PHANTOM = ["--dataset", "phantom", "--dataset_options", *DATA, "--image_size", "64"]
+FLAGS = [
+    *PHANTOM,
+    *("--model_options", "block_config=[2,2]", "growth_rate=8", "dropout=0.2"),
+    *("--num_train_epochs", "2", "--per_device_train_batch_size", "8"),
+    *("--class_weights", "balanced", "--ema_decay", "0.9", "--checkpointing_steps", "5"),
+]
+LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_cpu_threads_per_process=1"]
+
+
+@pytest.fixture(scope="session")
+def finished(train, new_hub, tmp_path_factory):
+    """The folder of a finished run, and the Hub that it was pushed to."""
+    hub = new_hub(tmp_path_factory.mktemp("hub"))
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    push = ["--push_to_hub", "--hub_model_id", "org/cxr-densenet121"]
+    result = train(
+        *FLAGS, *push, "--output_dir", folder, launch=[*LAUNCH, "--num_processes=1"], env=hub.env
+    )
+    assert result.returncode == 0, result.stderr
+    return folder, hub, result
+
+
+# ----------------------------------------------------------------------------------- the run folder
+
+
+def test_a_run_ends_with_model_predictions_metrics_figures_and_card(finished):
+    folder, _, result = finished
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    names = {name for name in names if not name.startswith("checkpoints/")}
+    assert names == {
+        *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
+        *("configuration_cxr.py", "modeling_cxr.py", "loss_cxr.py", "grad_cam_cxr.py"),
+        *("pipeline_cxr.py", "image_processing_cxr.py"),
+        *("predictions_validation.csv", "predictions_test.csv", "metrics.json", "history.csv"),
+        *("training_args.json", "dataset.json"),
+        *(f"figures/{name}.png" for name in ("training_curves", "confusion_matrix", "roc")),
+    }
+    for figure in (folder / "figures").iterdir():
+        with Image.open(figure) as image:
+            assert min(image.size) > 300
+    assert "images/s" in result.stderr
+    assert "33" in result.stderr  # the table of splits
+
+
+def test_metrics_and_card_are_those_of_the_predictions_file(finished):
+    folder, _, _ = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    predictions = read_predictions(folder / "predictions_test.csv")
+    assert metrics["test"] == compute_metrics(predictions, seed=42)
+    assert metrics["test"]["n"] == 33
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert metrics["test"]["auroc"]["value"] in [result.metric_value for result in results]
+
+
+def test_predictions_are_what_the_saved_model_says_of_the_image_files(finished, tmp_path):
+    folder, _, _ = finished
+    options = {key: int(value) for key, value in (pair.split("=") for pair in DATA)}
+    dataset = load_cxr_dataset("phantom", **options)["test"]
+    model, processor = create_model(str(folder), ["NORMAL", "OPACITY"])
+    with torch.no_grad():
+        logits = model.eval()(processor(list(dataset["image"])).pixel_values).logits
+    predictions = read_predictions(folder / "predictions_test.csv")
+    assert predictions.image_id.tolist() == list(dataset["image_id"])
+    assert predictions.labels.tolist() == list(dataset["label"])
+    np.testing.assert_allclose(predictions.logits, logits.numpy(), atol=1e-5)
+
+
+def test_the_best_epoch_is_the_one_of_highest_validation_auroc(finished):
+    folder, _, _ = finished
+    with open(folder / "history.csv") as file:
+        history = list(csv.DictReader(file))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    aurocs = [float(row["validation_auroc"]) for row in history]
+    assert len(aurocs) == 2
+    assert aurocs[metrics["best_epoch"] - 1] == max(aurocs)
+    assert metrics["validation"]["auroc"]["value"] == pytest.approx(max(aurocs), abs=1e-12)
+
+
+# ---------------------------------------------------------------------------------- kill and resume
+
+
+def test_a_killed_run_resumes_to_the_same_bits(finished, train, tmp_path):
+    folder = tmp_path / "killed"
+    flags = [*FLAGS, "--output_dir", folder]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "train.py", *map(str, flags), "--cache_dir", str(tmp_path / "cache")]
+    process = subprocess.Popen(command, cwd=REPO, env=env, stderr=subprocess.DEVNULL)
+    checkpoint = folder / "checkpoints" / "step_00000005"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert json.loads((checkpoint / "progress.json").read_text())["batch"] == 5  # of 12
+    assert not (folder / "model.safetensors").exists()
+    half_written = folder / "checkpoints" / ".partial_00000099"
+    half_written.mkdir()
+    (half_written / "model.safetensors").write_bytes(b"half")
+
+    refused = train(*flags)
+    assert refused.returncode != 0
+    assert "holds a run already" in refused.stderr.splitlines()[-1]
+    result = train(*flags, "--resume_from_checkpoint")
+    assert result.returncode == 0, result.stderr
+    unbroken = finished[0]
+    for name in ("model.safetensors", "predictions_test.csv", "predictions_validation.csv"):
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
+    for name, state in load_file(unbroken / "model.safetensors").items():
+        assert torch.isfinite(state).all(), name
+
+    def history(run):
+        with open(run / "history.csv") as file:
+            rows = list(csv.DictReader(file))
+        return [
+            {key: row[key] for key in row if key not in ("seconds", "images_per_second")}
+            for row in rows
+        ]
+
+    assert history(folder) == history(unbroken)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_at_a_checkpoint_loses_nothing(train, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", disk], check=True)
+    try:
+        folder = disk / "run"  # a checkpoint of the baseline takes 5 to 6 MB, and two are kept
+        flags = [*PHANTOM, "--model", "baseline", "--num_train_epochs", "2"]
+        flags += ["--checkpointing_steps", "1", "--output_dir", folder]
+        result = train(*flags)
+        assert result.returncode != 0
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("train.py: error: the checkpoint of step 3")
+        assert "No space left" in last or "could not be written" in last
+        names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+        assert names == ["step_00000001", "step_00000002"]
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        resumed = train(*flags, "--resume_from_checkpoint")
+        assert resumed.returncode == 0, resumed.stderr
+        assert (folder / "model.safetensors").exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# ------------------------------------------------------------------------------------ two processes
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+
+
+def test_two_processes_count_each_test_image_exactly_once(train, tmp_path):
+    folder = tmp_path / "two"
+    env = {"ACCELERATE_USE_CPU": "true"}
+    result = train(*FLAGS, "--output_dir", folder, launch=TORCHRUN, env=env)
+    assert result.returncode == 0, result.stderr
+    predictions = read_predictions(folder / "predictions_test.csv")
+    expected = load_cxr_dataset("phantom", num_train=96, num_validation=32, num_test=33)["test"]
+    assert predictions.image_id.tolist() == list(expected["image_id"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test"]["n"] == 33
+    assert metrics["device"] == "2 x cpu"
+    assert metrics["test"] == compute_metrics(predictions, seed=42)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(train, tmp_path):
+    result = train(*FLAGS, "--output_dir", tmp_path / "run", launch=TORCHRUN)
+    assert result.returncode != 0
+    assert "ACCELERATE_USE_CPU=true" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_accelerates_cpu_launcher_says_that_it_starts_one_process(train, tmp_path):
+    folder = tmp_path / "run"
+    flags = [*PHANTOM, "--model", "baseline", "--num_train_epochs", "1", "--output_dir", folder]
+    result = train(*flags, launch=[*LAUNCH, "--num_processes=2"])
+    assert result.returncode == 0, result.stderr
+    assert "torchrun --nproc_per_node 2" in result.stderr
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["device"] == "1 x cpu"
+    assert metrics["test"]["n"] == 33
+
+
+# ------------------------------------------------------------------------------------------ the Hub
+
+LOAD = """
+import json, sys
+import torch
+from transformers import AutoImageProcessor, AutoModel, pipeline
+
+model = AutoModel.from_pretrained("org/cxr-densenet121", trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained("org/cxr-densenet121", trust_remote_code=True)
+pixel_values = processor(sys.argv[1], return_tensors="pt")["pixel_values"]
+with torch.no_grad():
+    logits = model(pixel_values).logits
+classify = pipeline("image-classification", "org/cxr-densenet121", trust_remote_code=True)
+print(json.dumps([logits.tolist(), classify(sys.argv[1])]))
+"""
+
+
+def test_a_pushed_model_loads_by_its_id_with_an_empty_cache(finished, run_python, tmp_path):
+    folder, hub, _ = finished
+    script, image = tmp_path / "load.py", tmp_path / "x.png"
+    script.write_text(LOAD)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 80), np.uint8)).save(image)
+    env = {**hub.env, "HF_HOME": str(tmp_path / "empty")}
+    result = run_python([script, image], env=env, isolated=True)
+    assert result.returncode == 0, result.stderr
+    logits, scores = json.loads(result.stdout.splitlines()[-1])
+    model, processor = create_model(str(folder), ["NORMAL", "OPACITY"])
+    with torch.no_grad():
+        expected = model.eval()(processor(image).pixel_values).logits
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-6)
+    best = model.config.id2label[expected.argmax().item()]
+    assert scores[0]["label"] == best
+    assert scores[0]["score"] == pytest.approx(expected.softmax(1).max().item(), abs=1e-6)
+
+
+def test_a_push_holds_everything_but_the_checkpoints(finished):
+    folder, hub, _ = finished
+    pushed = {name for name in hub.files("org/cxr-densenet121") if name != ".gitattributes"}
+    local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert pushed == {name for name in local if not name.startswith("checkpoints/")}
+    card = hub.read("org/cxr-densenet121", "README.md").decode()
+    assert 'from_pretrained("org/cxr-densenet121"' in card
+
+
+def test_a_dropped_push_keeps_the_model_and_the_same_command_pushes_again(
+    finished, train, new_hub, tmp_path
+):
+    folder, _, _ = finished
+    hub = new_hub(tmp_path / "hub")
+    again = tmp_path / "again"
+    subprocess.run(["cp", "-r", folder, again], check=True)
+    flags = [*FLAGS, "--output_dir", again, "--resume_from_checkpoint", "--push_to_hub"]
+    flags += ["--hub_model_id", "org/again"]
+    env = {**hub.env, "HF_HUB_DISABLE_XET": "1"}
+    hub.drop_next("POST", "/api/models/org/again/commit", 100)
+    dropped = train(*flags, env=env)
+    assert dropped.returncode != 0
+    assert "the upload to org/again broke off" in dropped.stderr.splitlines()[-1]
+    assert "--resume_from_checkpoint" in dropped.stderr.splitlines()[-1]
+    assert set(hub.files("org/again")) <= {".gitattributes"}
+    pushed = train(*flags, env=env)
+    assert pushed.returncode == 0, pushed.stderr
+    assert hub.read("org/again", "model.safetensors") == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_wrong_token_stops_before_the_training(train, new_hub, tmp_path):
+    hub = new_hub(tmp_path / "hub")
+    flags = [*FLAGS, "--output_dir", tmp_path / "run", "--push_to_hub", "--hub_model_id", "org/x"]
+    result = train(*flags, env={**hub.env, "HF_TOKEN": "hf_wrong"})
+    assert result.returncode != 0
+    assert result.stderr.splitlines()[-1].startswith("train.py: error: cannot push to org/x")
+    assert "epoch" not in result.stderr
+
+
+def test_pretrained_weights_come_from_the_hub_with_one_channel(new_hub, run_python, tmp_path):
+    hub = new_hub(tmp_path / "hub")
+    torch.manual_seed(0)
+    weights = timm.create_model("densenet121", num_classes=1000).state_dict()
+    hub.add_files("timm/densenet121.ra_in1k", {"model.safetensors": save(weights)})
+    code = (
+        "import torch, sys; from modeling import create_model; "
+        "model, _ = create_model('densenet121', ['A', 'B'], 64, pretrained=True); "
+        "torch.save(model.network.state_dict(), sys.stdout.buffer)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **hub.env},
+        cwd=REPO,
+        capture_output=True,
+        check=True,
+    )
+    loaded = torch.load(io.BytesIO(result.stdout))
+    first = loaded["features.conv0.weight"]
+    torch.testing.assert_close(first, weights["features.conv0.weight"].sum(1, keepdim=True))
+    name = "features.denseblock3.denselayer7.conv2.weight"
+    assert torch.equal(loaded[name], weights[name])
+
+
+# -------------------------------------------------------------------------------- other ways to run
+
+
+def test_fine_tuning_a_saved_run_starts_from_its_weights(finished, train, tmp_path):
+    flags = [*PHANTOM, "--model", finished[0], "--num_train_epochs", "1"]
+    result = train(*flags, "--learning_rate", "0", "--output_dir", tmp_path / "tuned")
+    assert result.returncode == 0, result.stderr
+    tuned = load_file(tmp_path / "tuned" / "model.safetensors")
+    for name, value in load_file(finished[0] / "model.safetensors").items():
+        if "running_" not in name and "num_batches" not in name:
+            assert torch.equal(tuned[name], value), name
+
+
+def test_flags_from_yaml_are_checked_like_typed_ones(train, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "dataset_options: {num_train: 24, num_validation: 8, num_test: 8, image_size: 64}\n"
+        "image_size: 64\nnum_train_epochs: 5\nmodel: baseline\n"
+        "model_options: {hidden_sizes: [4, 8]}\nloss: focal\n"
+    )
+    folder = tmp_path / "run"
+    result = train("--config", recipe, "--num_train_epochs", "1", "--output_dir", folder)
+    assert result.returncode == 0, result.stderr
+    args = json.loads((folder / "training_args.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    assert args["num_train_epochs"] == 1  # the command line wins
+    assert config["hidden_sizes"] == [4, 8]
+    assert config["loss"] == "focal"
+    recipe.write_text("epochs: 3\n")
+    result = train("--config", recipe, "--output_dir", tmp_path / "other")
+    assert result.returncode != 0
+    assert "--epochs" in result.stderr.splitlines()[-1]
+
+
+def test_a_multi_label_set_trains_to_the_end(train, tmp_path):
+    rng = np.random.default_rng(0)
+    images = tmp_path / "images"
+    images.mkdir()
+    rows = ["file_name,patient_id,labels"]
+    kinds = ["", "Effusion", "Mass", "Effusion|Mass"]
+    for index in range(80):
+        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(images / f"{index}.png")
+        rows.append(f"{index}.png,p{index},{kinds[index % 4]}")
+    (images / "metadata.csv").write_text("\n".join(rows))
+    flags = ["--dataset", images, "--model", "baseline", "--model_options", "hidden_sizes=[4,8]"]
+    flags += ["--image_size", "64", "--num_train_epochs", "1", "--class_weights", "balanced"]
+    result = train(*flags, "--output_dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    predictions = read_predictions(tmp_path / "run" / "predictions_test.csv")
+    assert predictions.multi_label
+    assert set(predictions.class_names) == {"Effusion", "Mass"}
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+
+
+def test_real_x_rays_train_for_an_epoch(train, cxr_data, tmp_path):
+    folder = tmp_path / "run"
+    flags = ["--dataset", cxr_data / "chest_xray", "--model", "baseline", "--image_size", "64"]
+    flags += ["--max_train_samples", "300", "--max_eval_samples", "100", "--num_train_epochs", "2"]
+    result = train(*flags, "--output_dir", folder)
+    assert result.returncode == 0, result.stderr
+    assert "5,824" in result.stderr  # unique images, the paper's number
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test"]["n"] == 100
+    assert metrics["test"]["auroc"]["value"] > 0.7
+    data = json.loads((folder / "dataset.json").read_text())
+    assert data["source"] == "kermany"
