@@ -25,11 +25,12 @@ from transformers import get_cosine_schedule_with_warmup
 from datasets_scripts import (
     check_leaks,
     class_names,
+    content_hashes,
     describe,
+    label_sets,
     load_cxr_dataset,
     regroup,
 )
-from datasets_scripts.splits import _hashes, label_sets
 from evaluation.metrics import compute_metrics, format_metric
 from evaluation.model_card import write_model_card
 from evaluation.plots import plot_confusion_matrix, plot_roc, plot_training_curves
@@ -76,7 +77,7 @@ def summarize(dataset, args):
         labels = [label for row in label_sets(split) for label in row]
         splits[name] = {
             "images": len(split),
-            "unique_images": len(set(_hashes(split))),
+            "unique_images": len(set(content_hashes(split))),
             "patients": len(set(split["patient_id"])),
             "classes": {name: labels.count(k) for k, name in enumerate(class_names(split))},
         }

@@ -174,7 +174,7 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(train, tmp_path):
 # ------------------------------------------------------------------------------------ two processes
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 def test_two_processes_count_each_test_image_exactly_once(train, tmp_path):

@@ -1,0 +1,208 @@
+"""A converted set as Parquet shards with a data card: written to a folder, pushed to the Hub, read
+back.
+"""
+
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, DatasetInfo, Image, load_dataset
+from datasets.info import DatasetInfosDict
+from datasets.splits import SplitDict, SplitInfo
+from datasets.table import embed_table_storage
+from huggingface_hub import DatasetCardData, HfApi
+from huggingface_hub.errors import HTTPError
+from PIL import Image as PillowImage
+from tqdm.auto import tqdm
+
+from .pixels import MAX_UNREADABLE, in_order, report_unreadable
+from .schema import OPTIONAL, class_names, encoded_images
+from .splits import check_leaks, describe
+
+SHARD_BYTES = 400_000_000
+ROWS_AT_ONCE = 100
+TAG = "cxr-classification"
+ABOUT = {  # what is known of a source: its description and the licence's identifier on the Hub
+    "kermany": (
+        "D. Kermany, K. Zhang, M. Goldbaum, *Labeled Optical Coherence Tomography (OCT) and Chest "
+        "X-Ray Images for Classification*, Mendeley Data, 2018, doi:10.17632/rscbjbr9sj",
+        "cc-by-4.0",
+    ),
+    "phantom": ("computed chest phantoms; no patient was imaged", "apache-2.0"),
+    "hub": ("the data set `{path}` of the Hub; its terms of use hold", None),
+    "folder": ("images of the folder `{path}`", None),
+}
+
+
+def is_export(path: Path) -> bool:
+    """Whether the folder was written by `write`."""
+    card = path / "README.md"
+    return any(path.glob("data/*.parquet")) and card.is_file() and TAG in card.read_text("utf-8")
+
+
+def load(path: str | Path) -> DatasetDict:
+    """The set that `write` put into a folder, with the same features."""
+    loaded = load_dataset(str(path))
+    there = set(next(iter(loaded.values())).features)
+    if missing := {"image", "image_id", "patient_id", "source"} - there:
+        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}: export it again")
+    return loaded
+
+
+def drop_unreadable(dataset: DatasetDict, max_unreadable: float = MAX_UNREADABLE) -> DatasetDict:
+    """The set without images that do not decode fully: one warning a split, ValueError beyond the
+    share.
+    """
+
+    def problem(stored: Dataset, row: int) -> str | None:
+        image = stored[row]["image"]
+        try:
+            content = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
+            with PillowImage.open(content) as opened:
+                opened.load()
+        except (ValueError, OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
+            return str(error)
+        return None
+
+    readable = {}
+    with ThreadPoolExecutor() as pool:
+        for split, part in dataset.items():
+            stored = part.select_columns(["image"]).cast_column("image", Image(decode=False))
+            results = in_order(pool, partial(problem, stored), len(part))
+            bar = tqdm(results, total=len(part), desc=f"checking {split}", unit="image")
+            found = list(bar)
+            named = [f"{name}: {text}" for name, text in zip(part["image_id"], found) if text]
+            report_unreadable(len(part), named, max_unreadable)
+            kept = [row for row, text in enumerate(found) if not text]
+            readable[split] = part.select(kept) if named else part
+    return DatasetDict(readable)
+
+
+def _write_split(part: Dataset, split: str, folder: Path) -> SplitInfo:
+    """The shards data/SPLIT-00000-of-0000N.parquet, with images embedded as they are encoded."""
+    sizes = (
+        len(image) if isinstance(image, bytes) else os.path.getsize(image)
+        for image in encoded_images(part)
+    )
+    count = 1 + sum(sizes) // SHARD_BYTES
+    total = 0
+    for index in range(count):
+        shard = part.shard(count, index, contiguous=True).with_format("arrow")
+        file = folder / f"{split}-{index:05d}-of-{count:05d}.parquet"
+        with pq.ParquetWriter(file, part.features.arrow_schema) as writer:
+            for start in range(0, len(shard), ROWS_AT_ONCE):
+                table = embed_table_storage(shard[start : start + ROWS_AT_ONCE])
+                total += table.nbytes
+                writer.write_table(table)
+    return SplitInfo(name=split, num_bytes=total, num_examples=len(part))
+
+
+def data_card(
+    dataset: DatasetDict, source: str, path: str, infos: list[SplitInfo], stored: int
+) -> str:
+    """README.md: front matter that `load_dataset` reads, then source, licence, splits and the leak
+    statement.
+    """
+    features = next(iter(dataset.values())).features
+    about, licence = ABOUT[source]
+    info = DatasetInfo(features=features, splits=SplitDict({info.name: info for info in infos}))
+    info.download_size, info.dataset_size = stored, sum(info.num_bytes for info in infos)
+    front = DatasetCardData(
+        license=licence, task_categories=["image-classification"], tags=["chest-x-ray", TAG]
+    )
+    DatasetInfosDict({"default": info}).to_dataset_card_data(front)
+    files = [{"split": info.name, "path": f"data/{info.name}-*"} for info in infos]
+    front["configs"] = [{"config_name": "default", "data_files": files}]
+    names, table = class_names(next(iter(dataset.values()))), describe(dataset)
+    kind = "labels (any number an image)" if "labels" in features else "label"
+    return f"""---
+{front.to_yaml()}
+---
+
+# Chest X-rays: {", ".join(names)}
+
+Source: {about.format(path=path)}.
+
+Licence: {licence or "not stated by the source"}.
+
+## Splits
+
+```
+{table}
+```
+
+No patient and no identical image (SHA-256 of the file) stands in two splits; this was checked when
+the set was written. Image bytes are those of the source, unchanged.
+
+## Columns
+
+`image`; {kind}; `image_id`, the original file name; `patient_id`;
+`source`{_optional_text(features)}.
+
+For research only: not a medical device, and not for diagnosis.
+"""
+
+
+def _optional_text(features: dict) -> str:
+    texts = {
+        "lung_mask": "`lung_mask`, an image, white where rays cross lung",
+        "boxes": "`boxes`, pixel [x0, y0, x1, y1] of each opacity",
+    }
+    there = [name for name in OPTIONAL if name in features]
+    return "".join("; " + texts.get(name, f"`{name}`") for name in there)
+
+
+def write(dataset: DatasetDict, output: str | Path, source: str, path: str = "") -> Path:
+    """Write Parquet shards and a data card into the new folder `output`; it appears only once it is
+    complete. The card names `source` and, for a Hub id or folder, `path`.
+
+    Raises LeakError where a patient stands in two splits, ValueError for a folder that holds
+    anything, OSError where it cannot be written.
+    """
+    output = Path(output)
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise ValueError(f"output {output} exists and is not an empty folder: choose a new one")
+    check_leaks(dataset)
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    data = unfinished / "data"
+    try:
+        data.mkdir(parents=True)
+        infos = [_write_split(part, split, data) for split, part in dataset.items()]
+        stored = sum(file.stat().st_size for file in data.iterdir())
+        card = data_card(dataset, source, path, infos, stored)
+        (unfinished / "README.md").write_text(card, "utf-8")
+        os.replace(unfinished, output)
+    except OSError as error:
+        raise OSError(f"could not write {output} ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return output
+
+
+def push(
+    dataset: DatasetDict, repo_id: str, source: str, path: str = "", private: bool = False
+) -> str:
+    """Create the dataset repository where it is new, upload Parquet and card in one commit, and
+    give its address. Raises OSError where the Hub refuses or cannot be reached.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        written = write(dataset, Path(folder) / "export", source, path)
+        api = HfApi()
+        try:
+            address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=repo_id,
+                repo_type="dataset",
+                folder_path=written,
+                delete_patterns="data/*.parquet",
+                commit_message="Upload converted data set",
+            )
+        except (HTTPError, ConnectionError) as error:
+            reason = str(error).splitlines()[-1]
+            raise OSError(f"could not push to data set {repo_id!r} ({reason})") from error
+    return str(address)

@@ -1,0 +1,225 @@
+"""Data sets of the Hub, from a local Hub server, through the unmodified client."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets_trees import write_kermany
+from PIL import Image as PillowImage
+
+SUMMARY = """
+import json, logging, sys, time
+time.sleep = lambda seconds: None  # the client's pauses between its retries
+from datasets_scripts import load_cxr_dataset
+logging.basicConfig(level=logging.INFO)
+for source, options in json.loads(sys.argv[1]):
+    try:
+        dataset = load_cxr_dataset(source, **options)
+    except Exception as error:
+        print("RESULT", json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        continue
+    first = next(iter(dataset.values()))
+    label = first.features["labels" if "labels" in first.features else "label"]
+    result = {
+        "columns": list(first.features),
+        "classes": getattr(label, "feature", label).names,
+        "counts": {split: len(part) for split, part in dataset.items()},
+        "rows": {
+            split: [
+                [row.get("label", row.get("labels")), row["image_id"], row["patient_id"]]
+                for row in part.select_columns([c for c in first.features if c != "image"])
+            ]
+            for split, part in dataset.items()
+        },
+        "size": first[0]["image"].size,
+        "source": first[0]["source"],
+    }
+    print("RESULT", json.dumps(result))
+"""
+
+
+@pytest.fixture
+def load(hub, run_python):
+    """Load (source, options) pairs in one fresh process that knows only the local Hub."""
+
+    def run(*calls, env=None):
+        done = run_python(["-c", SUMMARY, json.dumps(calls)], env={**hub.env, **(env or {})})
+        assert done.returncode == 0, done.stderr
+        lines = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        return [json.loads(line) for line in lines], done.stderr
+
+    return run
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 10), np.uint8)
+    PillowImage.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def parquet(rows, features):
+    """A Parquet file of rows, as bytes."""
+    buffer = io.BytesIO()
+    columns = {name: [row[name] for row in rows] for name in features}
+    Dataset.from_dict(columns, features=Features(features)).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def kermany_rows(first, count, **extra):
+    """Rows of `count` patients of both classes, named as Roboflow names Kermany's images."""
+    rows = []
+    for number in range(first, first + count):
+        for label, name in enumerate((f"IM-{number:04d}-0001", f"person{number}_virus_{number}")):
+            file = f"{name}_jpeg.rf.{number:032x}.jpg"
+            image = {"path": file, "bytes": png(2 * number + label)}
+            rows.append({"image": image, "labels": label, "label": label, "name": file, **extra})
+    return rows
+
+
+CLASSES = ClassLabel(names=["NORMAL", "PNEUMONIA"])
+
+
+def test_a_repository_with_a_loading_script_is_read_from_its_parquet_copy(hub, load):
+    features = {"image_file_path": Value("string"), "image": Image(), "labels": CLASSES}
+    copy = {}
+    for config, sizes in {"full": (12, 3, 5), "mini": (2, 2, 2)}.items():
+        start = 0
+        for split, count in zip(("train", "validation", "test"), sizes):
+            rows = kermany_rows(start, count)
+            rows = [{**row, "image_file_path": f"/storage/{split}/{row['name']}"} for row in rows]
+            copy[f"{config}/{split}/0000.parquet"] = parquet(rows, features)
+            start += count
+    script = {"README.md": b"---\nlicense: cc-by-4.0\n---\n", "chest-xray.py": b"raise SystemExit"}
+    hub.add_files("org/chest-xray", script, repo_type="dataset")
+    hub.add_files("org/chest-xray", copy, repo_type="dataset", revision="refs/convert/parquet")
+    hub.add_files("org/scripted", {"scripted.py": b"raise SystemExit"}, repo_type="dataset")
+    (full, unnamed, wrong, without), _ = load(
+        ("org/chest-xray", {"config_name": "full"}),
+        ("org/chest-xray", {}),
+        ("org/chest-xray", {"config_name": "huge"}),
+        ("org/scripted", {}),
+    )
+    assert full["counts"] == {"train": 24, "validation": 6, "test": 10}
+    assert full["columns"] == ["image", "label", "image_id", "patient_id", "source"]
+    assert full["classes"] == ["NORMAL", "PNEUMONIA"]
+    name = f"IM-0012-0001_jpeg.rf.{12:032x}.jpg"
+    assert full["rows"]["validation"][0] == [0, name, "IM-0012"]
+    assert full["rows"]["validation"][1][::2] == [1, "person12_virus"]
+    assert (full["size"], full["source"]) == ([10, 12], "org/chest-xray")
+    known = "set config_name to full or mini"
+    assert unnamed["error"].endswith(f"has several configurations: {known}")
+    assert wrong["error"].endswith(f"has no config_name 'huge': {known}")
+    assert "has a loading script, which is never run, and no revision" in without["error"]
+
+
+def test_columns_are_found_or_given(hub, load):
+    rows = [
+        {
+            "image": {"path": None, "bytes": png(i)},
+            "xray": {"path": f"P{i // 2}_{i}.png", "bytes": png(100 + i)},
+            "label": i % 2,
+            "finding": ("clear", "opaque")[i % 2],
+            "grade": i % 2 + 3,
+            "tags": [["effusion"], ["mass", "effusion"], []][i % 3],
+        }
+        for i in range(40)
+    ]
+    features = {
+        "image": Image(),
+        "xray": Image(),
+        "label": CLASSES,
+        "finding": Value("string"),
+        "grade": Value("int64"),
+        "tags": List(Value("string")),
+    }
+    files = {"train.parquet": parquet(rows, features), "test.parquet": parquet(rows[:8], features)}
+    hub.add_files("org/set", files, repo_type="dataset")
+    wanted = ["label", "finding", "grade", "tags"]
+    regex = r"(P\d+)_"
+    results, log = load(
+        *(("org/set", {"label_column": column}) for column in wanted),
+        ("org/set", {"image_column": "xray", "patient_regex": regex}),
+        ("org/set", {"label_column": "class"}),
+        ("org/set", {"image_column": "grade"}),
+    )
+    assert [result["classes"] for result in results[:4]] == [
+        ["NORMAL", "PNEUMONIA"],
+        ["clear", "opaque"],
+        ["3", "4"],
+        ["effusion", "mass"],
+    ]
+    assert results[0]["counts"] == {"train": 36, "validation": 4, "test": 8}
+    assert results[0]["rows"]["test"][3] == [1, "test-000003", "test/test-000003"]
+    assert "org/set names no patients: each image counts as its own patient" in log
+    assert results[3]["rows"]["test"][1][0] == [1, 0] and results[3]["columns"][1] == "labels"
+    assert results[4]["rows"]["test"][3] == [1, "P1_3.png", "P1"]
+    there = "its columns are image, xray, label, finding, grade, tags"
+    assert results[5]["error"] == f"ValueError: data set 'org/set' has no column 'class': {there}"
+    assert "column 'grade' of 'org/set' holds no images" in results[6]["error"]
+
+
+def test_splits_are_completed_by_patient(hub, load):
+    features = {"image": Image(), "label": CLASSES}
+    kaggle = {
+        "data/train-0.parquet": parquet(kermany_rows(0, 40), features),
+        "data/validation-0.parquet": parquet(kermany_rows(40, 8), features),
+        "data/test-0.parquet": parquet(kermany_rows(50, 10), features),
+    }
+    hub.add_files("org/kaggle", kaggle, repo_type="dataset")
+    alone = {"data/train-0.parquet": parquet(kermany_rows(0, 50), features)}
+    hub.add_files("org/alone", alone, repo_type="dataset")
+    holdout = {"data/holdout.parquet": alone["data/train-0.parquet"]}
+    card = """---
+configs:
+- config_name: default
+  data_files:
+  - split: holdout
+    path: data/holdout.parquet
+---
+"""
+    hub.add_files("org/odd", {"README.md": card.encode(), **holdout}, repo_type="dataset")
+    (merged, split, odd), log = load(("org/kaggle", {}), ("org/alone", {}), ("org/odd", {}))
+    assert "the 16 validation images are Kaggle's `val`" in log
+    assert merged["counts"] == {"train": 86, "validation": 10, "test": 20}
+    assert {row[2] for row in merged["rows"]["test"]} == {
+        patient for n in range(50, 60) for patient in (f"IM-{n:04d}", f"person{n}_virus")
+    }
+    assert split["counts"] == {"train": 70, "validation": 10, "test": 20}
+    assert "split 'holdout' of 'org/odd' is none of train, val, valid" in odd["error"]
+
+
+def test_a_missing_set_and_an_unreachable_hub_are_one_sentence(load):
+    (missing, revision), _ = load(
+        ("org/nothing", {}), ("hub", {"path": "org/nothing", "revision": "v9"})
+    )
+    said = "FileNotFoundError: there is no data set 'org/nothing'"
+    assert missing["error"].startswith(f"{said} on the Hub, or it is private: check the id")
+    assert revision["error"].startswith(f"{said} at revision 'v9' on the Hub")
+    (unreachable,), _ = load(("org/nothing", {}), env={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert unreachable["error"] == (
+        "ConnectionError: the Hub cannot be reached for data set 'org/nothing': check the network, "
+        "or give a folder on disk"
+    )
+
+
+def test_a_pushed_set_is_loaded_with_the_same_rows(hub, load, run_python, tmp_path):
+    root = write_kermany(tmp_path / "chest_xray")
+    command = ["-m", "datasets_scripts.kermany", root, "--push_to_hub", "org/converted"]
+    done = run_python([*command, "--private"], env=hub.env)
+    assert done.returncode == 0 and "pushed to" in done.stdout, done.stderr
+    assert "10.17632/rscbjbr9sj" in hub.read("org/converted", "README.md", "dataset").decode()
+    again = run_python(command, env=hub.env)
+    assert again.returncode == 0, again.stderr
+    shards = {f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")}
+    assert {"README.md", *shards} <= set(hub.files("org/converted", "dataset"))
+    (pushed, local), _ = load(("org/converted", {}), (str(root), {}))
+    assert pushed == local
+    denied = run_python(command, env={**hub.env, "HF_TOKEN": "hf_wrong"})
+    assert denied.returncode == 1
+    assert denied.stderr.splitlines()[-1] == (
+        "error: could not push to data set 'org/converted' (Invalid credentials in Authorization "
+        "header)"
+    )

@@ -1,0 +1,195 @@
+"""The Kermany set: real counts, the trees and zips it comes as, patients, wrong input."""
+
+import shutil
+import zipfile
+
+import pytest
+from datasets_trees import write_image, write_kermany
+
+from datasets_scripts import check_leaks, describe, load_cxr_dataset
+from datasets_scripts.kermany import patient_key
+
+
+def counts(dataset):
+    return {split: len(part) for split, part in dataset.items()}
+
+
+def names(dataset, *splits):
+    return {name for split in splits or dataset for name in dataset[split]["image_id"]}
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("person12_bacteria_46.jpeg", ("person12_bacteria", "bacteria")),
+        ("person12_virus_46.jpeg", ("person12_virus", "virus")),
+        ("person1372_virus_2365_2.jpeg", ("person1372_virus", "virus")),
+        ("IM-0115-0001.jpeg", ("IM-0115", "normal")),
+        ("IM-0115-0001-0002.jpeg", ("IM-0115", "normal")),
+        ("NORMAL2-IM-0115-0001.jpeg", ("NORMAL2-IM-0115", "normal")),
+        ("IM-0115-0001_jpeg.rf.4d1bf92dbd6a.jpg", ("IM-0115", "normal")),
+        ("person12_bacteria_46_jpeg.rf.0f1a.jpg", ("person12_bacteria", "bacteria")),
+        ("chest-12.png", None),
+        ("xIM-0115-0001.jpeg", None),
+    ],
+)
+def test_patient_key(name, key):
+    assert patient_key(name) == key
+
+
+def test_real_set_has_the_known_counts(cxr_data):
+    dataset = load_cxr_dataset("kermany", cxr_data / "chest_xray")
+    assert counts(dataset) == {"train": 4709, "validation": 523, "test": 624}
+    training = dataset["train"]["patient_id"][:] + dataset["validation"]["patient_id"][:]
+    assert len(set(training)) == 3669
+    assert len(set(dataset["test"]["patient_id"])) == 428
+    assert len(set(training) | set(dataset["test"]["patient_id"])) == 4097
+    assert set(dataset["train"]["subtype"]) == {"normal", "bacteria", "virus"}
+    lines = [line.split() for line in describe(dataset).splitlines()]
+    assert lines[0] == ["split", "files", "unique", "patients", "NORMAL", "PNEUMONIA"]
+    assert lines[3][:4] == ["test", "624", "618", "428"]
+    assert lines[3][4:] == ["234", "(37.5%)", "390", "(62.5%)"]
+    assert lines[4][:4] == ["total", "5,856", "5,824", "4,097"]
+    share = dataset["validation"]["label"][:].count(1) / 523
+    assert share == pytest.approx(3883 / 5232, abs=0.002)
+    check_leaks(dataset)
+
+
+def test_real_set_is_recognised_from_its_parent_and_its_split(cxr_data):
+    assert counts(load_cxr_dataset(str(cxr_data)))["test"] == 624
+    assert counts(load_cxr_dataset(str(cxr_data / "chest_xray" / "test"))) == {"test": 624}
+
+
+def test_val_is_training_data_and_test_is_kept(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray")
+    dataset = load_cxr_dataset("kermany", root, validation_share=0.2)
+    assert sum(counts(dataset).values()) == 80 + 4 + 12
+    assert names(dataset, "test") == {file.name for file in root.glob("test/*/*")}
+    assert names(dataset, "train", "validation") >= {file.name for file in root.glob("val/*/*")}
+    assert 14 <= len(dataset["validation"]) <= 20
+    assert dataset["validation"]["label"][:].count(0) in (8, 9)
+    check_leaks(dataset)
+    row = dataset["test"][0]
+    assert (row["image_id"], row["patient_id"]) == ("IM-8000-0001.jpeg", "IM-8000")
+    assert (row["label"], row["subtype"], row["source"]) == (0, "normal", "kermany")
+    assert row["image"].size == (40, 40)
+
+
+def test_the_seed_decides_the_validation_split(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray")
+    first, again, other = (
+        names(load_cxr_dataset("kermany", root, seed=seed), "validation") for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_identical_files_join_two_patients(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray", train=6)
+    twin = root / "train/PNEUMONIA/person77_virus_1.jpeg"
+    shutil.copy(next(root.glob("train/PNEUMONIA/person0_bacteria_*")), twin)
+    for seed in range(8):
+        dataset = load_cxr_dataset("kermany", root, seed=seed, validation_share=0.4)
+        sides = [
+            split
+            for split, part in dataset.items()
+            if {"person0_bacteria", "person77_virus"} & set(part["patient_id"])
+        ]
+        assert len(sides) == 1
+        check_leaks(dataset)
+
+
+@pytest.mark.parametrize(
+    "kept, splits",
+    [
+        (["test"], ["test"]),
+        (["train"], ["train", "validation"]),
+        (["val"], ["train", "validation"]),
+    ],
+)
+def test_a_folder_with_some_splits_gives_those(tmp_path, kept, splits):
+    root = write_kermany(tmp_path / "chest_xray", val=4)
+    for split in {"train", "val", "test"} - set(kept):
+        shutil.rmtree(root / split)
+    assert list(load_cxr_dataset("kermany", root)) == splits
+
+
+def write_zip(path, root, prefixes, junk=True):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(root.rglob("*.jpeg")):
+            for prefix in prefixes:
+                archive.write(file, f"{prefix}/{file.relative_to(root)}")
+            if junk:
+                inside = file.relative_to(root)
+                archive.writestr(f"chest_xray/__MACOSX/{inside.parent}/._{inside.name}", b"junk")
+                archive.writestr(f"chest_xray/{inside.parent}/._{inside.name}", b"junk")
+        archive.writestr("chest_xray/.DS_Store", b"junk")
+    return path
+
+
+def test_the_kaggle_zip_equals_the_folder_and_is_unpacked_once(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray")
+    archive = write_zip(tmp_path / "a.zip", root, ["chest_xray", "chest_xray/chest_xray"])
+    cache = tmp_path / "cache"
+    dataset = load_cxr_dataset(str(archive), cache_dir=str(cache))
+    assert describe(dataset) == describe(load_cxr_dataset("kermany", root))
+    (unpacked,) = cache.iterdir()
+    files = {file: file.stat().st_mtime_ns for file in unpacked.rglob("*.jpeg")}
+    assert len(files) == 96
+    load_cxr_dataset("kermany", archive, cache_dir=str(cache))
+    assert list(cache.iterdir()) == [unpacked]
+    assert {file: file.stat().st_mtime_ns for file in unpacked.rglob("*.jpeg")} == files
+
+
+def test_a_zip_with_train_and_test_only(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray", val=0)
+    archive = write_zip(tmp_path / "m.zip", root, ["ChestXRay2017/chest_xray"], junk=False)
+    dataset = load_cxr_dataset("kermany", archive, cache_dir=tmp_path / "cache")
+    assert counts(dataset) == {"train": 72, "validation": 8, "test": 12}
+
+
+def test_a_zip_never_writes_outside_its_folder(tmp_path):
+    root = write_kermany(tmp_path / "in", train=4, val=0, test=2)
+    archive = write_zip(tmp_path / "evil.zip", root, ["chest_xray"], junk=False)
+    with zipfile.ZipFile(archive, "a") as more:
+        more.writestr("../../escaped.jpeg", b"x")
+        more.writestr("../train/NORMAL/IM-0666-0001.jpeg", b"x")
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    dataset = load_cxr_dataset("kermany", archive, cache_dir=tmp_path / "cache" / "deep")
+    assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
+    (unpacked,) = (tmp_path / "cache" / "deep").iterdir()
+    outside = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert all(path.is_relative_to(unpacked) for path in outside)
+    assert "IM-0666-0001.jpeg" not in names(dataset)
+
+
+def test_a_damaged_zip_leaves_nothing_behind(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray", train=4, val=0, test=2)
+    archive = write_zip(tmp_path / "bad.zip", root, ["chest_xray"], junk=False)
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 4 : len(data) // 4 + 200] = bytes(200)
+    archive.write_bytes(data)
+    with pytest.raises(ValueError, match=r"bad.zip cannot be unpacked .*download it again"):
+        load_cxr_dataset("kermany", archive, cache_dir=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    archive.write_bytes(data[:1000])
+    with pytest.raises(ValueError, match="no readable zip file"):
+        load_cxr_dataset("kermany", archive, cache_dir=tmp_path / "cache")
+
+
+def test_wrong_input_is_one_sentence(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray", train=4, val=0, test=2)
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: give the folder or zip"):
+        load_cxr_dataset("kermany", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="validation_share 1.5 is not between 0 and 1"):
+        load_cxr_dataset("kermany", root, validation_share=1.5)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="no train, val or test folder with NORMAL and PNEUMONIA"):
+        load_cxr_dataset("kermany", tmp_path / "other")
+    stranger = write_image(root / "train/NORMAL/mine.png", 1)
+    with pytest.raises(ValueError, match="mine.png is not named like a Kermany image.*folder"):
+        load_cxr_dataset("kermany", root)
+    stranger.unlink()
+    shutil.rmtree(root / "test/NORMAL")
+    (root / "test/NORMAL").mkdir()
+    with pytest.raises(ValueError, match="class folder .*test/NORMAL is empty"):
+        load_cxr_dataset("kermany", root)

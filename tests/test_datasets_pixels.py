@@ -1,0 +1,167 @@
+"""The pixel cache: decoded once, never half-written, unreadable images counted and named."""
+
+import logging
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from datasets_trees import write_classes, write_image
+from PIL import Image, UnidentifiedImageError
+
+from datasets_scripts import fingerprint, load_cxr_dataset, read_pixels
+
+SIZE = 16
+
+
+def read(image):
+    assert isinstance(image, str)
+    with Image.open(image) as opened:
+        grey = np.asarray(opened.convert("L").resize((SIZE, SIZE)))
+    return grey.astype(np.uint16) * 257
+
+
+def refuse(image):
+    raise AssertionError("a second call must decode nothing")
+
+
+@pytest.fixture
+def part(tmp_path):
+    """60 images of one split, as files."""
+    write_classes(tmp_path / "set" / "test", a=30, b=30)
+    return load_cxr_dataset("folder", tmp_path / "set")["test"]
+
+
+def test_every_image_is_a_row_in_order_and_is_decoded_once(part, tmp_path):
+    calls = []
+
+    def counted(image):
+        calls.append(image)
+        return read(image)
+
+    cache = tmp_path / "cache" / "test"
+    pixels, kept = read_pixels(part, counted, SIZE, cache, num_workers=3)
+    assert (pixels.shape, pixels.dtype, kept.dtype) == ((60, SIZE, SIZE), np.uint16, np.int64)
+    assert len(calls) == len(set(calls)) == 60
+    assert kept.tolist() == list(range(60))
+    for row, path in enumerate(sorted(calls)):
+        assert (pixels[row] == read(path)).all()
+    again, kept_again = read_pixels(part, refuse, SIZE, cache)
+    assert (again == pixels).all() and (kept_again == kept).all()
+    with pytest.raises(ValueError, match="read-only"):
+        again[0] = 0
+
+
+def test_embedded_images_are_read_from_their_bytes(tmp_path):
+    phantoms = load_cxr_dataset("phantom", num_train=4, num_validation=2, num_test=2, image_size=32)
+
+    def from_bytes(image):
+        assert image.startswith(b"\x89PNG")
+        return np.full((SIZE, SIZE), len(image), np.uint16)
+
+    pixels, _ = read_pixels(phantoms["train"], from_bytes, SIZE, tmp_path / "cache")
+    assert len(np.unique(pixels)) > 1
+
+
+def test_unreadable_images_are_left_out_named_and_limited(part, tmp_path, caplog):
+    files = sorted((tmp_path / "set").rglob("*.png"))
+    files[3].write_text("not an image")
+    files[7].write_bytes(b"")
+    files[9].write_bytes(files[9].read_bytes()[:300])
+    cache = tmp_path / "cache"
+    with pytest.raises(ValueError, match="3 of 60 images cannot be read.*more than the 1.0% allow"):
+        read_pixels(part, read, SIZE, cache)
+    assert not list(tmp_path.glob("cache*"))
+    pixels, kept = read_pixels(part, read, SIZE, cache, max_unreadable=0.05)
+    assert kept.tolist() == [row for row in range(60) if row not in (3, 7, 9)]
+    assert pixels.shape == (57, SIZE, SIZE) and (pixels[3] == read(str(files[4]))).all()
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    for name in (3, 7, 9):
+        assert files[name].name in record.getMessage()
+    _, kept_again = read_pixels(part, refuse, SIZE, cache, max_unreadable=0.05)
+    assert (kept_again == kept).all()
+
+
+def test_ten_unreadable_images_are_named_of_many(part, tmp_path):
+    def broken(image):
+        raise UnidentifiedImageError("no image")
+
+    with pytest.raises(ValueError, match="60 of 60 images cannot be read") as caught:
+        read_pixels(part, broken, SIZE, tmp_path / "cache", max_unreadable=1.0)
+    assert str(caught.value).count("no image") == 10 and "and 50 more" in str(caught.value)
+
+
+def test_a_cache_of_other_images_is_written_again(part, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    read_pixels(part, read, SIZE, cache)
+    pixels, _ = read_pixels(part.select(range(20)), read, SIZE, cache)
+    assert len(pixels) == 20 and "does not belong to these 20 images" in caplog.text
+
+
+def test_a_half_written_cache_is_never_used(part, tmp_path):
+    cache = tmp_path / "cache"
+
+    def killed(image):
+        if image.endswith("b-20.png"):
+            raise KeyboardInterrupt
+        return read(image)
+
+    with pytest.raises(KeyboardInterrupt):
+        read_pixels(part, killed, SIZE, cache)
+    assert not list(tmp_path.glob("cache*"))
+    pixels, _ = read_pixels(part, read, SIZE, cache)
+    whole = np.array(pixels)
+    cache.write_bytes(cache.read_bytes()[:-100])
+    pixels, _ = read_pixels(part, read, SIZE, cache)
+    assert (pixels == whole).all()
+
+
+def test_a_mistake_in_read_is_not_taken_for_a_bad_image(part, tmp_path):
+    with pytest.raises(TypeError, match=r"read gave uint8 \(16, 16\), not uint16 \(16, 16\)"):
+        read_pixels(part, lambda _: np.zeros((16, 16), np.uint8), SIZE, tmp_path / "cache")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, run_python):
+    write_classes(tmp_path / "set" / "test", a=30, b=30)
+    result = run_python(
+        f"""
+import resource, signal, numpy as np
+from datasets_scripts import load_cxr_dataset, read_pixels
+part = load_cxr_dataset("folder", {str(tmp_path / "set")!r})["test"]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+try:
+    read_pixels(part, lambda _: np.zeros((128, 128), np.uint16), 128, {str(tmp_path / "cache")!r})
+except OSError as error:
+    print("said:", error)
+"""
+    )
+    assert re.search(
+        r"said: could not write the pixel cache .*cache of 2 MB \(File too large\): free space or",
+        result.stdout,
+    ), result.stderr
+    assert not list(tmp_path.glob("cache*"))
+
+
+def test_an_unwritable_place_is_one_sentence(part, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="could not write the pixel cache .*file/x of 0 MB"):
+        read_pixels(part, read, SIZE, tmp_path / "file" / "x")
+
+
+def test_the_fingerprint_follows_the_images(part, tmp_path):
+    first = fingerprint(part)
+    assert re.fullmatch("[0-9a-f]{32}", first) and fingerprint(part) == first
+    assert fingerprint(part.select(range(59))) != first
+    assert fingerprint(part.select([1, 0, *range(2, 60)])) != first
+    path = next((tmp_path / "set").rglob("*.png"))
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert fingerprint(part) != first
+    write_image(path, seed=12345, size=60)
+    changed = fingerprint(part)
+    shutil.rmtree(tmp_path / "set")
+    assert changed != first
+    with pytest.raises(FileNotFoundError):
+        fingerprint(part)

@@ -1,0 +1,106 @@
+"""Splits by patient, the leak check and its repair, the table of a set."""
+
+import numpy as np
+import pytest
+
+from datasets_scripts import LeakError, check_leaks, describe, regroup
+from datasets_scripts.schema import build, make_features
+from datasets_scripts.splits import group_ids, split_groups
+
+
+def make_set(rows):
+    """A DatasetDict of (split, patient, content, label) rows; content is the image's bytes."""
+    columns = [
+        {
+            "image": {"path": f"{index}.png", "bytes": content},
+            "label": label,
+            "image_id": f"{index}.png",
+            "patient_id": patient,
+            "source": "test",
+        }
+        for index, (_, patient, content, label) in enumerate(rows)
+    ]
+    return build(columns, [row[0] for row in rows], make_features(["no", "yes"]))
+
+
+def test_groups_are_joined_by_chains_of_keys():
+    patients = ["a", "b", "c", "c", "d", "e"]
+    contents = ["1", "2", "2", "3", "3", "4"]
+    groups = group_ids(patients, contents)
+    assert len(set(groups)) == 3
+    assert len(set(groups[1:5])) == 1
+
+
+def test_splits_hold_their_share_of_each_class():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(400), rng.integers(1, 6, 400))
+    labels = [(int(label),) for label in rng.choice(3, len(groups), p=[0.7, 0.25, 0.05])]
+    shares = {"train": 0.7, "validation": 0.1, "test": 0.2}
+    splits = split_groups(groups, labels, shares, seed=0)
+    for group in range(400):
+        assert len(set(splits[groups == group])) == 1
+    for split, share in shares.items():
+        for label in range(3):
+            of_class = np.array([row == (label,) for row in labels])
+            assert (splits[of_class] == split).sum() == pytest.approx(share * of_class.sum(), abs=2)
+    assert (split_groups(groups, labels, shares, seed=0) == splits).all()
+    assert (split_groups(groups, labels, shares, seed=1) != splits).any()
+
+
+def test_a_rare_class_stands_in_each_split():
+    groups = np.arange(100)
+    labels = [(1,)] * 3 + [(0,)] * 97
+    splits = split_groups(groups, labels, {"train": 0.8, "validation": 0.1, "test": 0.1}, seed=0)
+    assert set(splits[:3]) == {"train", "validation", "test"}
+    with pytest.raises(ValueError, match="a class with 2 patients cannot stand in each of"):
+        split_groups(groups, labels[1:] + [(0,)], {"a": 0.8, "b": 0.1, "c": 0.1}, seed=0)
+    with pytest.raises(ValueError, match=r"1 patients cannot be split into a \+ b"):
+        split_groups(np.zeros(4, int), [(0,), (1,)] * 2, {"a": 0.5, "b": 0.5}, seed=0)
+
+
+def leaky_set():
+    rows = [("train", f"p{i}", b"t%d" % i, i % 2) for i in range(40)]
+    rows += [("test", f"q{i}", b"q%d" % i, i % 2) for i in range(20)]
+    rows += [("test", "p3", b"new", 1), ("test", "q99", b"t4", 0)]
+    return make_set(rows)
+
+
+def test_leaks_are_found_and_listed():
+    with pytest.raises(LeakError) as caught:
+        check_leaks(leaky_set())
+    assert str(caught.value) == (
+        "1 patients and 1 identical images stand in more than one split (patient p3 in test and "
+        "train; identical images test/61.png and train/4.png): --regroup splits the images again "
+        "by patient"
+    )
+
+
+def test_a_message_lists_five_leaks_at_most():
+    rows = [(split, f"p{i}", b"%d" % i, i % 2) for i in range(30) for split in ("train", "test")]
+    with pytest.raises(LeakError, match="30 patients and 30 identical images") as caught:
+        check_leaks(make_set(rows))
+    assert str(caught.value).count(";") == 4
+    assert str(caught.value).count("identical images t") == 2
+
+
+def test_regroup_repairs_leaks_and_keeps_the_shares():
+    leaky = leaky_set()
+    repaired = regroup(leaky, seed=3)
+    check_leaks(repaired)
+    assert sum(map(len, repaired.values())) == 62
+    assert len(repaired["test"]) == pytest.approx(22, abs=1)
+    assert repaired["train"].features == leaky["train"].features
+    assert regroup(leaky, seed=3)["test"]["image_id"][:] == repaired["test"]["image_id"][:]
+    for part in repaired.values():
+        assert set(part["label"]) == {0, 1}
+
+
+def test_the_table_counts_files_unique_images_patients_and_classes():
+    rows = [("train", "p1", b"x", 0), ("train", "p1", b"x", 0), ("train", "p2", b"y", 1)]
+    rows += [("test", "p3", b"z", 1)]
+    assert describe(make_set(rows)).splitlines() == [
+        "split  files  unique  patients         no         yes",
+        "train      3       2         2  2 (66.7%)   1 (33.3%)",
+        "test       1       1         1   0 (0.0%)  1 (100.0%)",
+        "total      4       3         3  2 (50.0%)   2 (50.0%)",
+    ]
