@@ -81,7 +81,9 @@ def summarize(dataset, args):
             "patients": len(set(split["patient_id"])),
             "classes": {name: labels.count(k) for k, name in enumerate(class_names(split))},
         }
-    return {"source": dataset["train"][0]["source"], "name": args.dataset, "splits": splits}
+    # A folder's name alone: its path is of no use to others and may tell them too much.
+    name = Path(args.dataset).name if Path(args.dataset).exists() else args.dataset
+    return {"source": dataset["train"][0]["source"], "name": name, "splits": splits}
 
 
 # -------------------------------------------------------------------------------------------- model
