@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from accelerate import skip_first_batches
-from accelerate.utils import set_seed, tqdm
+from accelerate.utils import broadcast, set_seed, tqdm
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
@@ -25,7 +25,6 @@ from transformers import get_cosine_schedule_with_warmup
 from datasets_scripts import (
     check_leaks,
     class_names,
-    content_hashes,
     describe,
     label_sets,
     load_cxr_dataset,
@@ -37,10 +36,11 @@ from evaluation.plots import plot_confusion_matrix, plot_roc, plot_training_curv
 from evaluation.predictions import Predictions, read_predictions, write_predictions
 from modeling import create_model
 from modeling.loss_cxr import classification_loss
-from training.arguments import parse_args
+from training.arguments import parse_args, recipe
+from training.augmentation import augment
 from training.averaging import weight_average
-from training.batches import augment, decode_splits
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
+from training.data import decode_splits, summarize
 from training.launch import make_accelerator
 from training.publish import check_hub, push_run
 
@@ -52,9 +52,9 @@ logger = logging.getLogger("train")
 
 def load_data(args):
     """The splits, grouped by patient, checked for leaks, cut to the sample limits."""
-    dataset = load_cxr_dataset(args.dataset, **args.dataset_options)
+    dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
     if args.regroup:
-        dataset = regroup(dataset, args.seed)
+        dataset = regroup(dataset)
     for name in ("train", "validation", "test"):
         if name not in dataset or len(dataset[name]) < 2:
             raise ValueError(
@@ -66,24 +66,8 @@ def load_data(args):
     for name, split in dataset.items():
         limit = args.max_train_samples if name == "train" else args.max_eval_samples
         if limit is not None and limit < len(split):
-            dataset[name] = split.shuffle(seed=args.seed).select(range(limit))
+            dataset[name] = split.shuffle(seed=0).select(range(limit))
     return dataset
-
-
-def summarize(dataset, args):
-    """What the model card says of the data."""
-    splits = {}
-    for name, split in dataset.items():
-        labels = [label for row in label_sets(split) for label in row]
-        splits[name] = {
-            "images": len(split),
-            "unique_images": len(set(content_hashes(split))),
-            "patients": len(set(split["patient_id"])),
-            "classes": {name: labels.count(k) for k, name in enumerate(class_names(split))},
-        }
-    # A folder's name alone: its path is of no use to others and may tell them too much.
-    name = Path(args.dataset).name if Path(args.dataset).exists() else args.dataset
-    return {"source": dataset["train"][0]["source"], "name": name, "splits": splits}
 
 
 # -------------------------------------------------------------------------------------------- model
@@ -91,8 +75,7 @@ def summarize(dataset, args):
 
 def build_model(train, args):
     """The model and its image processor, with a head and a loss for the training split."""
-    multi_label = "labels" in train.features
-    feature = train.features["labels"].feature if multi_label else train.features["label"]
+    multi_label, names = "labels" in train.features, class_names(train)
     options = {
         "problem_type": f"{'multi' if multi_label else 'single'}_label_classification",
         "loss": args.loss,
@@ -103,20 +86,28 @@ def build_model(train, args):
         **args.model_options,
     }
     if args.class_weights == "balanced":
-        options["class_weights"] = balanced_weights(train, feature.names, multi_label)
+        options["class_weights"] = balanced_weights(train, names)
     if args.num_channels is not None:
         options["num_channels"] = args.num_channels
-    return create_model(args.model, feature.names, args.image_size, args.pretrained, **options)
+    model, processor = create_model(args.model, names, args.image_size, args.pretrained, **options)
+    size, channels = processor.size["height"], processor.num_channels
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, size, size))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{args.model} takes no images of {size} pixels ({reason}).") from error
+    return model, processor
 
 
-def balanced_weights(train, class_names, multi_label):
+def balanced_weights(train, names):
     """n / (classes * n_class); multi-label: absent over present, for each class."""
-    rows = train["labels"] if multi_label else [[label] for label in train["label"]]
-    counts = [sum(k in row for row in rows) for k in range(len(class_names))]
+    rows = label_sets(train)
+    counts = [sum(k in row for row in rows) for k in range(len(names))]
     if 0 in counts:
-        absent = class_names[counts.index(0)]
+        absent = names[counts.index(0)]
         raise ValueError(f"class {absent} has no training image; leave out --class_weights.")
-    if multi_label:
+    if "labels" in train.features:
         return [(len(train) - count) / count for count in counts]
     return [len(train) / (len(counts) * count) for count in counts]
 
@@ -128,6 +119,9 @@ def balanced_weights(train, class_names, multi_label):
 def predict(model, loader, processor, accelerator):
     """Logits of every image once, whatever the number of processes, in the split's order."""
     model.eval()
+    # Each process keeps batch statistics of its own; those of the first are the ones saved.
+    for buffer in model.buffers():
+        broadcast(buffer)
     indices, logits = [], []
     for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False):
         pixel_values = processor.normalize(batch["pixels"])
@@ -142,17 +136,20 @@ def predict(model, loader, processor, accelerator):
     return logits[order]
 
 
-def validation_auroc(split, logits):
-    """AUROC, the mean over the classes where there are more than two."""
-    predictions = Predictions(
+def to_predictions(split, logits, name):
+    return Predictions(
         split.image_ids,
         split.patient_ids,
         split.labels.astype(bool) if split.multi_label else split.labels,
         logits.double().numpy(),
         tuple(split.class_names),
-        "validation",
+        name,
         split.multi_label,
     )
+
+
+def choosing_auroc(predictions):
+    """AUROC, the mean over the classes where there are more than two."""
     auroc = compute_metrics(predictions, num_resamples=0)["auroc"]
     if auroc["value"] is None:
         raise ValueError(f"the validation split has no AUROC to choose by: it {auroc['reason']}.")
@@ -194,11 +191,8 @@ def write_run(folder, model, processor, splits, logits, progress, args, dataset,
         writer.writeheader()
         writer.writerows(progress["history"])
     plot_training_curves(folder / "history.csv", folder / "figures" / "training_curves.png")
-    for name, content in (
-        ("metrics", metrics),
-        ("training_args", vars(args)),
-        ("dataset", dataset),
-    ):
+    contents = {"metrics": metrics, "training_args": recipe(args), "dataset": dataset}
+    for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     write_model_card(folder, args.hub_model_id or Path(args.output_dir).resolve().name)
     return metrics
@@ -221,8 +215,8 @@ def main(argv: list[str]) -> None:
                 "--resume_from_checkpoint."
             )
         checkpoints.mkdir(parents=True, exist_ok=True)
-        if args.push_to_hub and accelerator.is_main_process:
-            check_hub(args.hub_model_id, args.hub_private)
+    if args.push_to_hub and accelerator.is_main_process:
+        check_hub(args.hub_model_id, args.hub_private)
     if args.report_to != "none":
         accelerator.init_trackers("cxr", {key: str(value) for key, value in vars(args).items()})
     set_seed(args.seed)
@@ -230,20 +224,21 @@ def main(argv: list[str]) -> None:
     # Data and model
     with accelerator.main_process_first():
         dataset = load_data(args)
-        summary = summarize(dataset, args)
         model, processor = build_model(dataset["train"], args)
         splits = decode_splits(dataset, processor, args.cache_dir, args.max_unreadable)
-    validation = splits["validation"]
-    # Before any training: a validation split without an AUROC cannot choose the best epoch.
-    validation_auroc(validation, torch.zeros(len(validation), model.config.num_labels))
+    summary = summarize(dataset, args.dataset_path or args.dataset)
+    # Before any training: ids that clash, or a validation split without an AUROC to choose by.
+    for name, split in splits.items():
+        blank = to_predictions(split, torch.zeros(len(split), len(split.class_names)), name)
+        if name == "validation":
+            choosing_auroc(blank)
+    batch_sizes = {"train": args.per_device_train_batch_size}
     loaders = {
         name: accelerator.prepare(
             DataLoader(
                 split,
                 shuffle=name == "train",
-                batch_size=args.per_device_train_batch_size
-                if name == "train"
-                else args.per_device_eval_batch_size,
+                batch_size=batch_sizes.get(name, args.per_device_eval_batch_size),
                 collate_fn=lambda batch: batch,
             )
         )
@@ -277,9 +272,10 @@ def main(argv: list[str]) -> None:
     # State of the loop, saved with every checkpoint
     progress = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "seconds": 0.0, "history": []}
     progress |= {"best_epoch": 0, "best_score": [-math.inf, -math.inf]}
+    progress["recipe"] = {**recipe(args), "num_processes": accelerator.num_processes}
     best = {}
     if args.resume_from_checkpoint:
-        progress, checkpoint = load_checkpoint(accelerator, checkpoints)
+        progress, checkpoint = load_checkpoint(accelerator, checkpoints, progress["recipe"])
         best = load_file(checkpoint / "best.safetensors")
         logger.info("Resuming from %s", checkpoint)
     started = time.monotonic() - progress["seconds"]
@@ -319,7 +315,7 @@ def main(argv: list[str]) -> None:
                     accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-            if accelerator.sync_gradients:
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
                 scheduler.step()
                 if average is not None:
                     average.update_parameters(raw_model)
@@ -334,20 +330,24 @@ def main(argv: list[str]) -> None:
             bar.set_postfix(loss=f"{progress['loss_sum'] / progress['batch']:.4f}", **shown)
             bar.update(min(loaders["train"].total_batch_size, bar.total - bar.n))
             due = args.checkpointing_steps and (step + 1) % args.checkpointing_steps == 0
-            if due and progress["batch"] < num_batches:
+            # Gradients in accumulation are in no checkpoint.
+            if due and accelerator.sync_gradients and progress["batch"] < num_batches:
                 save()
         bar.close()
+        seconds = time.monotonic() - epoch_started
         logits = predict(evaluated, loaders["validation"], processor, accelerator)
-        labels = torch.from_numpy(validation.labels)
+        labels = torch.from_numpy(splits["validation"].labels)
         row = {
             "epoch": epoch + 1,
             "train_loss": progress["loss_sum"] / progress["batch"],
             "validation_loss": classification_loss(logits, labels, raw_model.config).item(),
-            "validation_auroc": validation_auroc(validation, logits),
+            "validation_auroc": choosing_auroc(
+                to_predictions(splits["validation"], logits, "validation")
+            ),
             "learning_rate": scheduler.get_last_lr()[0],
-            "seconds": time.monotonic() - epoch_started,
+            "seconds": seconds,
+            "images_per_second": (bar.total - images_seen) / seconds,
         }
-        row["images_per_second"] = (bar.total - images_seen) / row["seconds"]
         logger.info(
             "epoch %(epoch)d: train loss %(train_loss).4f, validation loss %(validation_loss).4f, "
             "validation AUROC %(validation_auroc).4f, %(images_per_second).0f images/s",
@@ -396,5 +396,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (ValueError, OSError, ImportError) as error:
-        logging.getLogger(__name__).debug("traceback", exc_info=True)
         sys.exit(f"train.py: error: {error}")

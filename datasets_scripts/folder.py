@@ -163,6 +163,7 @@ def load(
         )
     classes = sorted({label for image in found for label in image.labels})
     optional = tuple(column for column in columns if column in OPTIONAL)
+    names = {image.name for image in found}
     rows = []
     for image in found:
         inside = image.file.relative_to(root).as_posix()
@@ -173,7 +174,8 @@ def load(
             patient = extra.get("patient_id") if "patient_id" in columns else inside
         if not patient:
             raise ValueError(f"metadata.csv gives {inside} no patient_id: give each image one")
-        ids = {"image_id": image.name, "patient_id": patient, "source": root.name}
+        image_id = image.name if len(names) == len(found) else inside
+        ids = {"image_id": image_id, "patient_id": patient, "source": root.name}
         indices = [classes.index(label) for label in image.labels]
         label = {"labels": indices} if multi_label else {"label": indices[0]}
         known = {column: _value(column, extra.get(column)) for column in optional}

@@ -182,10 +182,13 @@ def _patients(
     """A patient for each image, from the regular expression, from Kermany's names, or one for each
     image.
     """
+    names_of = {
+        split: [PurePosixPath(image_id).name for image_id in found] for split, found in ids.items()
+    }
     if patient_regex:
         find = patient_finder(patient_regex)
-        return {split: [find(name) for name in names] for split, names in ids.items()}
-    keys = {split: [patient_key(name) for name in names] for split, names in ids.items()}
+        return {split: [find(name) for name in names] for split, names in names_of.items()}
+    keys = {split: [patient_key(name) for name in names] for split, names in names_of.items()}
     if all(key for found in keys.values() for key in found):
         return {split: [key[0] for key in found] for split, found in keys.items()}
     logger.warning(
@@ -221,6 +224,12 @@ def load(
     image_column, label_column = _find_columns(first, path, image_column, label_column)
     labels, classes, multi_label = _labels(parts, label_column, path)
     ids = {split: _image_ids(part, image_column, split) for split, part in parts.items()}
+    names = [name for found in ids.values() for name in found]
+    if len(set(names)) < len(names):
+        ids = {
+            split: [f"{split}-{row:06d}/{name}" for row, name in enumerate(found)]
+            for split, found in ids.items()
+        }
     if "patient_id" in first.features and not patient_regex:
         patients = {split: list(map(str, part["patient_id"])) for split, part in parts.items()}
     else:

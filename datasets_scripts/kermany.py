@@ -162,7 +162,7 @@ def load(
                 if key is None:
                     raise ValueError(
                         f"{file} is not named like a Kermany image, so its patient is unknown: use "
-                        "--dataset folder"
+                        "--dataset folder --dataset_path"
                     )
                 ids = {"image_id": file.name, "patient_id": key[0], "source": "kermany"}
                 rows.append({"image": str(file), "label": label, **ids, "subtype": key[1]})

@@ -13,6 +13,8 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from .schema import class_names, encoded_images, label_sets
 
+DEFAULT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+
 
 class LeakError(ValueError):
     """A patient or an identical image stands in two splits."""
@@ -181,7 +183,9 @@ def regroup(dataset: DatasetDict, seed: int = 0) -> DatasetDict:
     """
     pooled = concatenate_datasets(list(dataset.values()))
     groups = group_ids(pooled["patient_id"], content_hashes(pooled))
-    shares = {name: len(part) for name, part in dataset.items()}
+    shares = DEFAULT_SHARES
+    if set(dataset) == set(DEFAULT_SHARES):
+        shares = {name: len(part) for name, part in dataset.items()}
     splits = split_groups(groups, label_sets(pooled), shares, seed)
     return DatasetDict({name: pooled.select(np.flatnonzero(splits == name)) for name in shares})
 

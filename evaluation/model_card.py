@@ -71,7 +71,7 @@ def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["image-classification", "chest-x-ray", "medical-imaging", config["model_type"]],
-        datasets=[dataset["name"]] if dataset["source"] == "hub" else None,
+        datasets=[dataset["name"]] if "/" in dataset["source"] else None,
         model_name=name.split("/")[-1],
         eval_results=_eval_results(metrics["test"], dataset),
     )
@@ -96,7 +96,7 @@ def _eval_results(test: dict, dataset: dict) -> list[EvalResult] | None:
         EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
-            dataset_type=dataset["name"] if dataset["source"] == "hub" else dataset["source"],
+            dataset_type=dataset["name"] if "/" in dataset["source"] else dataset["source"],
             dataset_name=dataset["name"],
             dataset_split="test",
             metric_type=HUB_METRICS.get(metric, metric),

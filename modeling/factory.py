@@ -59,7 +59,7 @@ def create_model(
         if pretrained:
             raise ValueError(f"--pretrained is for network names; {name} has weights of its own.")
         return _load_model(name, image_size, options)
-    options["image_size"] = image_size or 224
+    options["image_size"] = 224 if image_size is None else image_size
     if name not in NAMES and not timm.is_model(name):
         near = difflib.get_close_matches(name, [*NAMES, *timm.list_models()], n=5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists more."
@@ -73,9 +73,8 @@ def create_model(
     _check_options(config_class, options)
     config = config_class(**options)
     model = FAMILIES[config_class](config)
-    if pretrained:
-        _load_imagenet(model, name)
-    return model, CxrImageProcessor(config.image_size, config.num_channels)
+    statistics = _load_imagenet(model, name) if pretrained else {}
+    return model, CxrImageProcessor(config.image_size, config.num_channels, **statistics)
 
 
 def _check_options(config_class, options):
@@ -106,15 +105,31 @@ def _load_model(name, image_size, options):
     if image_size is not None:
         options["image_size"] = image_size
     _check_options(type(config), options)
+    if options.get("num_channels", config.num_channels) != config.num_channels:
+        raise ValueError(
+            f"num_channels is {options['num_channels']}, but {name} was trained with "
+            f"{config.num_channels}; leave it out."
+        )
     same_classes = config.id2label == options["id2label"]
+    if not same_classes:
+        options = {"class_weights": None, **options}
     for option, value in options.items():
         setattr(config, option, value)
     config = type(config).from_dict(config.to_dict())
-    model = AutoModelForImageClassification.from_pretrained(
-        name, config=config, ignore_mismatched_sizes=True
+    model, loading = AutoModelForImageClassification.from_pretrained(
+        name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
+    head = model.network.get_classifier()
+    head_name = next(name for name, module in model.named_modules() if module is head)
+    fresh = {key for key, *_ in loading["mismatched_keys"]} | set(loading["missing_keys"])
+    body = sorted(key for key in fresh if key.rpartition(".")[0] != head_name)
+    if body:
+        raise ValueError(
+            f"{name} has no fitting weights for {', '.join(body[:3])}; leave out the options that "
+            "change the network's shape."
+        )
     if not same_classes:
-        model.network.get_classifier().reset_parameters()
+        head.reset_parameters()
     processor = CxrImageProcessor.from_pretrained(name)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
@@ -122,6 +137,7 @@ def _load_model(name, image_size, options):
 
 
 def _load_imagenet(model, name):
+    """Loads timm's weights and gives the image statistics that they were trained with."""
     config = model.config
     if isinstance(config, CxrBaselineConfig):
         raise ValueError("the baseline CNN has no pretrained weights; leave out --pretrained.")
@@ -144,13 +160,18 @@ def _load_imagenet(model, name):
             f"the ImageNet weights of {name} do not fit this configuration; leave out the options "
             "that change its shape."
         ) from error
-    head = set(model.network.get_classifier().state_dict())
-    missing = {key for key in result.missing_keys if key.rpartition(".")[2] not in head}
-    if missing:
+    if result.unexpected_keys or len(result.missing_keys) != 2:  # weight and bias of the head
         raise ValueError(
-            f"the ImageNet weights of {name} lack {', '.join(sorted(missing)[:3])}; leave out the "
-            "options that change its shape."
+            f"the ImageNet weights of {name} do not fit this configuration; leave out the options "
+            "that change its shape."
         )
+    statistics = {
+        "image_mean": source.pretrained_cfg["mean"],
+        "image_std": source.pretrained_cfg["std"],
+    }
+    if config.num_channels == 1:
+        statistics = {key: [sum(values) / len(values)] for key, values in statistics.items()}
+    return statistics
 
 
 def _first_line(error):

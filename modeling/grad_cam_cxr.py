@@ -81,13 +81,17 @@ def library_grad_cam(
         ) from error
 
     tapped = _TappedNetwork(network)
+    # The library empties the gradients; those of a training in progress are kept aside.
+    gradients = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad(set_to_none=True)
     classes = [ClassifierOutputTarget(int(target)) for target in targets]
     with torch.inference_mode(False), torch.enable_grad():
         # Gradients by the input keep the graph alive when all weights are frozen.
         inputs = pixel_values.detach().clone().requires_grad_()
         with GradCAM(tapped, [tapped.target_layer], tapped.to_maps) as cam:
             heatmaps = cam(inputs, classes)
-    network.zero_grad(set_to_none=True)
+    for parameter, gradient in zip(network.parameters(), gradients):
+        parameter.grad = gradient
     return torch.from_numpy(heatmaps).to(pixel_values.device)
 
 
@@ -110,8 +114,9 @@ class _TappedNetwork(nn.Module):
     def to_maps(self, features):
         """(B, C, h, w) from (B, tokens, C) or (B, h, w, C)."""
         channels = self.network.num_features
-        if features.ndim == 3:
-            height, width = self.network.patch_embed.grid_size
+        grid = getattr(getattr(self.network, "patch_embed", None), "grid_size", None)
+        if features.ndim == 3 and grid is not None:
+            height, width = grid
             features = features[:, -height * width :].unflatten(1, (height, width))
             return features.permute(0, 3, 1, 2)
         if features.ndim == 4 and features.shape[1] != channels and features.shape[3] == channels:

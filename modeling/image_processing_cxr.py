@@ -27,8 +27,7 @@ class CxrImageProcessor(BaseImageProcessor):
         size: side of the square output in pixels, or {"height": h, "width": w}.
         num_channels: 1 or 3 (the grey image repeated).
         image_mean, image_std: one value a channel, in units of full scale (0..1). The default is
-            ImageNet's (for one channel, the mean over its three), so that pretrained filters see
-            the contrast that they were trained on.
+            ImageNet's (for one channel, the mean over its three).
 
     Raises:
         ValueError: a size below 32 pixels, other channels than 1 or 3, or a mean or standard

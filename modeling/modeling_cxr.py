@@ -105,7 +105,7 @@ class CxrPreTrainedModel(PreTrainedModel):
             Logits, float (B, K), and heatmaps, float32 (B, H, W) in [0, 1].
         """
         self._check_input(pixel_values)
-        was_training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             features = self.network.forward_features(pixel_values)
@@ -118,7 +118,8 @@ class CxrPreTrainedModel(PreTrainedModel):
                 size = tuple(pixel_values.shape[2:])
                 heatmaps = closed_form_grad_cam(features, linear.weight[targets], size)
         finally:
-            self.train(was_training)
+            for module in training:
+                module.training = True
         return logits, heatmaps
 
     def _check_input(self, pixel_values):
@@ -219,10 +220,10 @@ class CxrDenseNetForImageClassification(CxrPreTrainedModel):
 
 
 class CxrTimmForImageClassification(CxrPreTrainedModel):
-    """Any timm classification network.
+    """Any timm classification network with one linear classifier.
 
     Raises:
-        ValueError: a name that timm does not know.
+        ValueError: a name that timm does not know, or a network with another kind of head.
     """
 
     config_class = CxrTimmConfig
@@ -238,6 +239,10 @@ class CxrTimmForImageClassification(CxrPreTrainedModel):
             drop_rate=config.dropout,
             **fixed_size(config),
         )
+        if not isinstance(self.network.get_classifier(), nn.Linear):
+            raise ValueError(
+                f"architecture is {config.architecture!r}, whose head is not one linear layer."
+            )
         self.post_init()
 
 

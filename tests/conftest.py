@@ -40,7 +40,7 @@ def hub(tmp_path):
 @pytest.fixture(scope="session")
 def cxr_data() -> Path:
     """The folder of real chest X-rays that the environment variable CXR_DATA names."""
-    if "CXR_DATA" not in os.environ:
+    if not os.environ.get("CXR_DATA"):
         pytest.skip("CXR_DATA is not set: it names the folder of real chest X-rays")
     return Path(os.environ["CXR_DATA"])
 

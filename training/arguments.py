@@ -5,9 +5,39 @@ import json
 from pathlib import Path
 
 import yaml
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from datasets_scripts import SOURCES
+from modeling.configuration_cxr import LOSSES
+
+MANY = 10**9
+RANGES = {
+    "max_unreadable": (0, 1),
+    "max_train_samples": (2, MANY),
+    "max_eval_samples": (2, MANY),
+    "image_size": (32, 8192),
+    "num_train_epochs": (1, MANY),
+    "per_device_train_batch_size": (1, MANY),
+    "per_device_eval_batch_size": (1, MANY),
+    "learning_rate": (0, 10),
+    "weight_decay": (0, 10),
+    "max_grad_norm": (1e-6, MANY),
+    "warmup_ratio": (0, 1),
+    "ema_decay": (0, 0.99999),
+    "max_rotation": (0, 180),
+    "max_scale": (0, 0.9),
+    "max_shift": (0, 1),
+    "max_contrast": (0, 1),
+    "early_stopping_patience": (0, MANY),
+    "seed": (0, 2**31 - 1),
+    "checkpointing_steps": (0, MANY),
+}
+# What may differ between a run and its continuation, or says where things are on one machine.
+LOCAL = {
+    *("config", "cache_dir", "output_dir", "resume_from_checkpoint", "report_to"),
+    *("push_to_hub", "hub_model_id", "hub_private", "max_unreadable"),
+}
 
 
 def option(text: str) -> tuple[str, object]:
@@ -15,7 +45,10 @@ def option(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value  # a regular expression, say
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -29,33 +62,35 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument_group("data").add_argument
     known = ", ".join(SOURCES)
     add("--dataset", default="phantom", help=f"{known}, a folder, a zip, or a Hub dataset id")
-    add("--dataset_options", nargs="*", type=option, default=[], metavar="KEY=VALUE")
+    pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
+    add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
+    add("--dataset_options", help="the source's own, as validation_share=0.2", **pairs)
     add("--regroup", action="store_true", help="pool the splits and split again by patient")
     add("--max_unreadable", type=float, default=0.01, help="share of damaged images to put up with")
-    add("--max_train_samples", type=int, help="train on so many images, drawn by the seed")
+    add("--max_train_samples", type=int, help="train on so many images, the same for every seed")
     add("--max_eval_samples", type=int, help="validate and test on so many images each")
     add("--cache_dir", default="~/.cache/cxr-classification", help="where decoded pixels are kept")
 
     add = parser.add_argument_group("model").add_argument
     add("--model", default="densenet121", help="baseline, densenet121, a timm name, a folder or id")
-    add("--model_options", nargs="*", type=option, default=[], metavar="KEY=VALUE")
+    add("--model_options", help="the configuration's own, as block_config=[2,2]", **pairs)
     add("--image_size", type=int, help="pixels a side; 224 if the model does not say")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
     add("--pretrained", action="store_true", help="start from timm's ImageNet weights")
 
     add = parser.add_argument_group("recipe").add_argument
-    add("--num_train_epochs", type=int, default=10)
-    add("--per_device_train_batch_size", type=int, default=32)
-    add("--per_device_eval_batch_size", type=int, default=64)
+    add("--num_train_epochs", type=int, default=10, help="passes over the training split")
+    add("--per_device_train_batch_size", type=int, default=32, help="images")
+    add("--per_device_eval_batch_size", type=int, default=64, help="images")
     add("--learning_rate", type=float, default=1e-3, help="peak, after warm-up")
-    add("--weight_decay", type=float, default=0.05)
-    add("--max_grad_norm", type=float, default=1.0)
+    add("--weight_decay", type=float, default=0.05, help="of kernels and matrices")
+    add("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to it")
     add("--warmup_ratio", type=float, default=0.1, help="share of the steps before the cosine")
-    add("--loss", choices=("cross_entropy", "focal"), default="cross_entropy")
-    add("--class_weights", choices=("none", "balanced"), default="none")
-    add("--label_smoothing", type=float, default=0.0)
-    add("--focal_gamma", type=float, default=2.0)
-    add("--focal_alpha", type=float)
+    add("--loss", choices=LOSSES, default=LOSSES[0], help="focal: Lin et al. 2017")
+    add("--class_weights", choices=("none", "balanced"), default="none", help="in the loss")
+    add("--label_smoothing", type=float, default=0.0, help="for cross_entropy")
+    add("--focal_gamma", type=float, default=2.0, help="focusing exponent")
+    add("--focal_alpha", type=float, help="weight of the positive class")
     add("--ema_decay", type=float, default=0.0, help="average the weights; 0 does not")
     add("--max_rotation", type=float, default=10.0, help="augmentation: degrees")
     add("--max_scale", type=float, default=0.15, help="augmentation: share of the size")
@@ -65,12 +100,18 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
     add = parser.add_argument_group("run").add_argument
     add("--output_dir", default="runs/cxr", help="the model folder")
-    add("--seed", type=int, default=42)
+    add("--seed", type=int, default=42, help="of weights, order and augmentation")
     add("--checkpointing_steps", type=int, default=0, help="0: at the end of each epoch only")
     add("--resume_from_checkpoint", action="store_true", help="go on from output_dir's last one")
-    add("--report_to", choices=("none", *LoggerType.list()), default="none", metavar="TRACKER")
+    add(
+        "--report_to",
+        choices=("none", *LoggerType.list()),
+        default="none",
+        metavar="TRACKER",
+        help="tensorboard, wandb, ...",
+    )
     add("--push_to_hub", action="store_true", help="needs --hub_model_id and a token")
-    add("--hub_model_id", metavar="ORG/NAME")
+    add("--hub_model_id", metavar="ORG/NAME", help="the repository to push to")
     add("--hub_private", action="store_true", help="make the repository private")
 
     args, _ = parser.parse_known_args(argv)
@@ -79,16 +120,22 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id ORG/NAME")
-    for name in ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; it is 1 or more")
+    if args.report_to not in ("none", *get_available_trackers()):
+        parser.error(f"--report_to {args.report_to} needs that package: pip install it first")
+    for name, (low, high) in RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            parser.error(f"--{name} is {value}; it lies in {low} to {high}")
     args.dataset_options, args.model_options = dict(args.dataset_options), dict(args.model_options)
     return args
 
 
 def yaml_flags(path: str) -> list[str]:
     """The flags in a YAML file, as if typed: one check for both."""
-    content = yaml.safe_load(Path(path).read_text())
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no YAML mapping of flags to values.")
     flags = []
@@ -100,3 +147,14 @@ def yaml_flags(path: str) -> list[str]:
         elif value is not False and value is not None:
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return flags
+
+
+def recipe(args: argparse.Namespace) -> dict:
+    """The arguments that make a run what it is, ready for JSON; paths by their last part alone."""
+
+    def public(value):
+        return Path(value).name if isinstance(value, str) and Path(value).exists() else value
+
+    kept = {name: public(value) for name, value in vars(args).items() if name not in LOCAL}
+    options = {name: public(value) for name, value in args.dataset_options.items()}
+    return {**kept, "dataset_options": options}

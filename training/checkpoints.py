@@ -76,17 +76,25 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"))
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[dict, Path]:
+def load_checkpoint(accelerator: Accelerator, folder: Path, recipe: dict) -> tuple[dict, Path]:
     """Restores the newest checkpoint into what `accelerator` prepared.
+
+    Args:
+        recipe: the arguments of this run, which must be those of the checkpoint's `progress`.
 
     Returns:
         The `progress` saved with it, and its folder.
 
     Raises:
-        ValueError: the folder holds no whole checkpoint.
+        ValueError: the folder holds no whole checkpoint, or one of another recipe.
     """
     whole = list_checkpoints(folder)
     if not whole:
         raise ValueError(f"{folder} holds no checkpoint; leave out --resume_from_checkpoint.")
+    progress = json.loads((whole[-1] / "progress.json").read_text())
+    for name, value in json.loads(json.dumps(recipe)).items():
+        saved = progress["recipe"].get(name)
+        if value != saved:
+            raise ValueError(f"{name} is {value}, but {folder} was written with {saved}.")
     accelerator.load_state(str(whole[-1]))
-    return json.loads((whole[-1] / "progress.json").read_text()), whole[-1]
+    return progress, whole[-1]
