@@ -7,7 +7,7 @@ import pytest
 from datasets_trees import write_classes, write_image
 from PIL import Image
 
-from datasets_scripts import check_leaks, class_names, load_cxr_dataset
+from datasets_scripts import check_leaks, class_names, load_cxr_dataset, regroup
 
 
 def counts(dataset):
@@ -35,6 +35,23 @@ def test_split_folders_stay_and_validation_comes_from_train(tmp_path):
     assert counts(dataset) == {"train": 45, "validation": 5, "test": 8}
     write_classes(tmp_path / "valid", a=3, b=3)
     assert counts(load_cxr_dataset("folder", tmp_path)) == {"train": 50, "validation": 6, "test": 8}
+
+
+def test_equal_names_in_two_classes_are_two_images(tmp_path):
+    for offset, name in enumerate(("a", "b")):
+        for index in range(20):
+            write_image(tmp_path / name / f"{index}.png", 100 * offset + index)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    ids = [image_id for part in dataset.values() for image_id in part["image_id"]]
+    assert sorted(ids) == sorted(f"{name}/{index}.png" for name in "ab" for index in range(20))
+    check_leaks(dataset)
+
+
+def test_regroup_makes_the_splits_that_are_missing(tmp_path):
+    write_classes(tmp_path / "train", a=60, b=40)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    assert set(dataset) == {"train", "validation"}
+    assert counts(regroup(dataset)) == {"train": 70, "validation": 10, "test": 20}
 
 
 def test_patients_stay_in_one_split(tmp_path):

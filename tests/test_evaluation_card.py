@@ -101,7 +101,8 @@ def test_the_folder_is_named_where_there_is_no_repository(tmp_path):
 
 
 def test_a_hub_data_set_is_linked_and_known_as_kermany(tmp_path):
-    make_run(tmp_path, source="hub", dataset="keremberke/chest-xray-classification")
+    repo_id = "keremberke/chest-xray-classification"
+    make_run(tmp_path, source=repo_id, dataset=repo_id)  # as the hub source names its rows
     path = write_model_card(tmp_path)
     assert ModelCard.load(path).data.datasets == ["keremberke/chest-xray-classification"]
     assert "one paediatric centre" in path.read_text()

@@ -37,6 +37,7 @@ MODELS = {
     "swin_tiny_patch4_window7_224": {},
 }
 CLOSED_FORM = list(MODELS)[:7]
+Norms = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
 
 
 def make(name, class_names=CLASSES, **options):
@@ -274,14 +275,20 @@ def test_explaining_leaves_the_model_as_it_was(name):
     inputs = batch(model)
     expected = model.grad_cam(inputs, 1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
+    model(inputs, torch.tensor([0, 1])).loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.train()
+    frozen = next(module for module in model.modules() if isinstance(module, Norms))
+    frozen.eval()
     model.requires_grad_(False)
     with torch.inference_mode():
         heatmaps = model.grad_cam(inputs, 1)
     assert model.training
+    assert not frozen.training
     torch.testing.assert_close(heatmaps, expected)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
+    for parameter, gradient in zip(model.parameters(), gradients):
+        assert torch.equal(parameter.grad, gradient)
 
 
 def test_a_closed_form_heatmap_costs_at_most_a_tenth_of_a_forward_pass():
@@ -336,6 +343,20 @@ def test_a_swapped_order_of_classes_is_a_different_head(saved):
     source, _ = make("baseline")
     swapped, _ = create_model(str(saved["baseline"]), CLASSES[::-1])
     assert not torch.equal(swapped.network.classifier.weight, source.network.classifier.weight)
+
+
+def test_options_that_a_saved_model_cannot_follow_are_refused(saved):
+    with pytest.raises(ValueError, match="has no fitting weights for network.pos_embed"):
+        create_model(str(saved["vit_tiny_patch16_224"]), CLASSES, image_size=64)
+    with pytest.raises(ValueError, match="has no fitting weights for network.features"):
+        create_model(str(saved["densenet121 reduced"]), CLASSES, growth_rate=4)
+    with pytest.raises(ValueError, match="num_channels is 3, but .* was trained with 1"):
+        create_model(str(saved["baseline"]), CLASSES, num_channels=3)
+
+
+def test_a_network_with_two_heads_is_refused():
+    with pytest.raises(ValueError, match="whose head is not one linear layer"):
+        CxrTimmForImageClassification(CxrTimmConfig(architecture="deit_tiny_distilled_patch16_224"))
 
 
 def test_a_folder_without_a_model_and_a_foreign_model_are_named(tmp_path):

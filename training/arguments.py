@@ -36,7 +36,7 @@ RANGES = {
 # What may differ between a run and its continuation, or says where things are on one machine.
 LOCAL = {
     *("config", "cache_dir", "output_dir", "resume_from_checkpoint", "report_to"),
-    *("push_to_hub", "hub_model_id", "hub_private", "max_unreadable"),
+    *("push_to_hub", "hub_model_id", "hub_private", "max_unreadable", "checkpointing_steps"),
 }
 
 
