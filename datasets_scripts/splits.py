@@ -178,8 +178,8 @@ def check_leaks(dataset: DatasetDict) -> None:
 
 
 def regroup(dataset: DatasetDict, seed: int = 0) -> DatasetDict:
-    """All splits pooled and split again with the same shares, each patient and each identical image
-    in one alone.
+    """All splits pooled and split again, each patient and each identical image in one alone: with
+    the same shares where all three splits are given, else 70, 10 and 20 %.
     """
     pooled = concatenate_datasets(list(dataset.values()))
     groups = group_ids(pooled["patient_id"], content_hashes(pooled))
