@@ -2,14 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODELS := baseline densenet121
+# accelerate launch gives each process one thread unless it is told otherwise.
+THREADS := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
 .PHONY: demo test
 
 demo: .venv/installed
 	rm -rf runs/demo
 	for model in $(MODELS); do \
-		$(BIN)/accelerate launch --quiet --num_processes 1 train.py --config recipes/demo.yaml \
-			--model $$model --output_dir runs/demo/$$model || exit 1; \
+		$(BIN)/accelerate launch --quiet --num_processes 1 --num_cpu_threads_per_process $(THREADS) \
+			train.py --config recipes/demo.yaml --model $$model --output_dir runs/demo/$$model \
+			|| exit 1; \
 	done
 	@echo
 	@$(BIN)/python -m evaluation.table $(MODELS:%=runs/demo/%)
