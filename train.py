@@ -226,7 +226,8 @@ def main(argv: list[str]) -> None:
         dataset = load_data(args)
         model, processor = build_model(dataset["train"], args)
         splits = decode_splits(dataset, processor, args.cache_dir, args.max_unreadable)
-    summary = summarize(dataset, args.dataset_path or args.dataset)
+    told = recipe(args)
+    summary = summarize(dataset, told["dataset_path"] or told["dataset"])
     # Before any training: ids that clash, or a validation split without an AUROC to choose by.
     for name, split in splits.items():
         blank = to_predictions(split, torch.zeros(len(split), len(split.class_names)), name)
@@ -272,7 +273,7 @@ def main(argv: list[str]) -> None:
     # State of the loop, saved with every checkpoint
     progress = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "seconds": 0.0, "history": []}
     progress |= {"best_epoch": 0, "best_score": [-math.inf, -math.inf]}
-    progress["recipe"] = {**recipe(args), "num_processes": accelerator.num_processes}
+    progress["recipe"] = {**told, "num_processes": accelerator.num_processes}
     best = {}
     if args.resume_from_checkpoint:
         progress, checkpoint = load_checkpoint(accelerator, checkpoints, progress["recipe"])

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
+from test_train import PHANTOM
 
 from evaluation.predictions import read_predictions
-
-DATA = ["num_train=96", "num_validation=32", "num_test=33", "image_size=64"]
-PHANTOM = ["--dataset", "phantom", "--dataset_options", *DATA, "--image_size", "64"]
 
 
 @pytest.mark.parametrize(

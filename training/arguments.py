@@ -153,7 +153,8 @@ def recipe(args: argparse.Namespace) -> dict:
     """The arguments that make a run what it is, ready for JSON; paths by their last part alone."""
 
     def public(value):
-        return Path(value).name if isinstance(value, str) and Path(value).exists() else value
+        is_path = isinstance(value, str) and Path(value).expanduser().exists()
+        return Path(value).name if is_path else value
 
     kept = {name: public(value) for name, value in vars(args).items() if name not in LOCAL}
     options = {name: public(value) for name, value in args.dataset_options.items()}

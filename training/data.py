@@ -81,7 +81,7 @@ def summarize(dataset: DatasetDict, name: str) -> dict:
     """What the model card says of the data, ready for JSON.
 
     Args:
-        name: what was asked for; of a path only the last part is told.
+        name: what the data set is called.
 
     Returns:
         `source`, `name`, and `splits`: images, unique images, patients and images of each class.
@@ -95,5 +95,4 @@ def summarize(dataset: DatasetDict, name: str) -> dict:
             "patients": len(set(split["patient_id"])),
             "classes": {text: labels.count(k) for k, text in enumerate(class_names(split))},
         }
-    name = Path(name).name if Path(name).expanduser().exists() else name
     return {"source": dataset["train"][0]["source"], "name": name, "splits": splits}
