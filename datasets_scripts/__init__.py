@@ -1,5 +1,13 @@
 """Chest X-ray sets from any source in one schema: `load_cxr_dataset(source, path, **options) ->
-DatasetDict`.
+DatasetDict`. `SOURCES`:
+
+    phantom     synthetic chests, made on the spot
+    kermany     the Kaggle or Mendeley download of Kermany et al. 2018, a folder or zip
+    folder      split/class/file or class/file, with an optional metadata.csv
+    hub         a data set of the Hub
+    manifest    a CSV file with a row an image
+
+`make_variant` alters the images of a split, to see what a model keeps without its shortcuts.
 """
 
 import difflib
@@ -13,10 +21,12 @@ from datasets import DatasetDict
 from .pixels import fingerprint, read_pixels
 from .schema import check_usable, class_names, label_sets
 from .splits import LeakError, check_leaks, content_hashes, describe, regroup
+from .variants import VARIANTS, make_variant
 
 __all__ = [
     "LeakError",
     "SOURCES",
+    "VARIANTS",
     "check_leaks",
     "class_names",
     "content_hashes",
@@ -24,12 +34,14 @@ __all__ = [
     "fingerprint",
     "label_sets",
     "load_cxr_dataset",
+    "make_variant",
     "read_pixels",
     "regroup",
     "source_options",
 ]
 
-SOURCES = ("phantom", "kermany", "folder", "hub")
+SOURCES = ("phantom", "kermany", "folder", "hub", "manifest")
+PLACES = {"kermany": "folder or zip", "manifest": "CSV file"}  # what else than a folder a path is
 
 
 def source_options(source: str) -> dict[str, inspect.Parameter]:
@@ -53,16 +65,23 @@ def recognise(source: str, path: str | Path | None) -> tuple[str, str | Path | N
     if path is None and place.is_file():
         if place.suffix.lower() == ".zip":
             return "kermany", place
-        raise ValueError(f"{source} is a file: give a folder of images or the Kermany zip")
+        if place.suffix.lower() == ".csv":
+            return "manifest", place
+        raise ValueError(
+            f"{source} is a file: give a folder of images, a CSV file that lists them, or the "
+            "Kermany zip"
+        )
     if path is None and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
         return "hub", source
     if path is None and "/" in source:
-        raise FileNotFoundError(f"{source} does not exist: give an existing folder or zip")
-    near = difflib.get_close_matches(source, SOURCES, n=2)
+        raise FileNotFoundError(
+            f"{source} does not exist: give an existing folder or zip, or a CSV file"
+        )
+    near = difflib.get_close_matches(source, SOURCES, n=2, cutoff=0.7)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise ValueError(
-        f"unknown dataset {source!r}{hint}: use {', '.join(SOURCES)}, an existing folder or zip, "
-        "or a Hub id org/name"
+        f"unknown dataset {source!r}{hint}: use {', '.join(SOURCES)}, an existing folder, zip "
+        "or CSV file, or a Hub id org/name"
     )
 
 
@@ -71,9 +90,9 @@ def load_cxr_dataset(source: str, path: str | Path | None = None, **options) -> 
     project's schema.
 
     `source` is one of `SOURCES` with the `path` it reads (kermany, folder: a folder or zip; hub: an
-    id; phantom: none), or itself a path or Hub id, which is then recognised. `options` are those of
-    the source's `load`. Raises ValueError or OSError with one sentence for an unknown source or
-    option, a missing path, and a set with too little to learn.
+    id; manifest: a CSV file; phantom: none), or itself a path or Hub id, which is then recognised.
+    `options` are those of the source's `load`. Raises ValueError or OSError with one sentence for
+    an unknown source or option, a missing path, and a set with too little to learn.
     """
     source, path = recognise(str(source), path)
     known = source_options(source)
@@ -94,6 +113,6 @@ def load_cxr_dataset(source: str, path: str | Path | None = None, **options) -> 
         raise ValueError(f"dataset {source} needs a {'Hub id' if source == 'hub' else 'path'}")
     if source != "hub" and not Path(path).exists():
         raise FileNotFoundError(
-            f"{path} does not exist: give the folder{' or zip' * (source == 'kermany')} of {source}"
+            f"{path} does not exist: give the {PLACES.get(source, 'folder')} of {source}"
         )
     return check_usable(load(path, **options), str(path))

@@ -15,22 +15,28 @@ PATHS = {
     "kermany": "the chest_xray folder, its parent, one of its splits, or the zip as downloaded",
     "folder": "a folder with class/file or split/class/file",
     "hub": "the id of a data set on the Hub, org/name",
+    "manifest": "a CSV file with a row an image",
 }
 OPTION_HELP = {
     "cache_dir": "where a zip is unpacked",
+    "columns": "further columns to keep as text, joined by commas",
     "config_name": "configuration of the data set on the Hub",
+    "extra": "folder with manifest.csv and lung_masks/ that describe the images",
+    "file_column": "column with the images' paths (found by its usual names)",
     "image_column": "column with the images (found where there is one)",
     "image_size": "pixels a side",
-    "label_column": "column with the labels (default: label or labels)",
+    "label_column": "column with the labels (found by its usual names)",
     "num_test": "images in the test split",
     "num_train": "images in the training split",
     "num_validation": "images in the validation split",
+    "patient_column": "column with the patients (found by its usual names)",
     "patient_regex": "regular expression whose first group is the patient in a file name",
     "revision": "branch, tag or commit on the Hub",
     "seed": "seed of what is drawn at random",
     "test_share": "share of the images for the test split where the source has none",
     "validation_share": "share of the training images held out, by patient, where there is no "
     "validation split",
+    "where": "column=regex: rows to keep",
 }
 
 
@@ -88,7 +94,7 @@ def main(source: str, arguments: list[str] | None = None) -> None:
         check_leaks(dataset)
         if given.output or given.push_to_hub:
             dataset = drop_unreadable(dataset, given.max_unreadable)
-        name = Path(given.path).resolve().name if source == "folder" else path
+        name = Path(given.path).resolve().name if source in ("folder", "manifest") else path
         if given.output:
             print(f"written to {write(dataset, given.output, source, name)}")
         if given.push_to_hub:

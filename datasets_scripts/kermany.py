@@ -17,8 +17,11 @@ from datasets import DatasetDict
 
 from .schema import IMAGE_SUFFIXES, SPLIT_NAMES, build, make_features
 from .splits import complete_splits, content_hash, group_ids
+from .tables import file_inside, pixels_or_none, read_table
 
 CLASSES = ("NORMAL", "PNEUMONIA")
+# columns of the schema and of the manifest beside the lung masks
+EXTRA = {"lung_mask": "lung_mask", "original_width": "orig_w", "original_height": "orig_h"}
 CACHE_DIR = "~/.cache/cxr-classification"
 _KEY = re.compile(
     r"(?P<normal>(?:NORMAL2-)?IM-\d{4})-|person(?P<person>\d+)_(?P<kind>bacteria|virus)_"
@@ -128,17 +131,45 @@ def unzip(path: Path, cache_dir: str | Path = CACHE_DIR) -> Path:
     return target
 
 
+def read_extra(folder: Path) -> dict[str, dict[str, str | int | None]]:
+    """Lung mask (a path) and original size of each Kermany image, by file name, from manifest.csv
+    and lung_masks/ in the folder; None where unknown.
+
+    Raises ValueError or OSError where the manifest is missing or of another set, or a mask is gone.
+    """
+    table = folder / "manifest.csv"
+    if not table.is_file():
+        raise FileNotFoundError(f"extra {folder} has no manifest.csv: give the folder that has it")
+    header, rows = read_table(table)
+    if missing := [name for name in ("name", *EXTRA.values()) if name not in header]:
+        raise ValueError(
+            f"{table} has no column {missing[0]!r}: it is not a manifest of the Kermany images"
+        )
+    known = {}
+    for row in rows:
+        mask, width, height = (row[column] for column in EXTRA.values())
+        known[row["name"]] = {
+            "lung_mask": str(file_inside(folder / "lung_masks", mask, table)) if mask else None,
+            "original_width": pixels_or_none(width, "orig_w", table),
+            "original_height": pixels_or_none(height, "orig_h", table),
+        }
+    return known
+
+
 def load(
     path: str | Path,
     validation_share: float = 0.1,
     seed: int = 42,
     cache_dir: str | Path = CACHE_DIR,
+    extra: str | Path | None = None,
 ) -> DatasetDict:
     """The splits found at `path` (folder or zip): test as it is; train, with val, cut into train
     and validation.
 
-    `validation_share` of the training images is held out by patient with `seed`. Raises ValueError
-    for a tree that is not Kermany's, an empty class folder, or a file whose name gives no patient.
+    `validation_share` of the training images is held out by patient with `seed`. The folder `extra`
+    with manifest.csv (a row a file name) and lung_masks/ adds lung_mask, original_width and
+    original_height. Raises ValueError for a tree that is not Kermany's, an empty class folder, a
+    file whose name gives no patient, or one that the manifest of `extra` does not list.
     """
     path = Path(path)
     root = unzip(path, cache_dir) if path.is_file() else path
@@ -166,11 +197,20 @@ def load(
                     )
                 ids = {"image_id": file.name, "patient_id": key[0], "source": "kermany"}
                 rows.append({"image": str(file), "label": label, **ids, "subtype": key[1]})
+    if extra is not None:
+        known = read_extra(Path(extra).expanduser().resolve())
+        if unlisted := [row["image_id"] for row in rows if row["image_id"] not in known]:
+            raise ValueError(
+                f"{extra}/manifest.csv does not list {len(unlisted)} of the {len(rows)} images, as "
+                f"{unlisted[0]!r}: it belongs to another set"
+            )
+        rows = [row | known[row["image_id"]] for row in rows]
+    optional = ("subtype",) if extra is None else ("subtype", *EXTRA)
     patients = [row["patient_id"] for row in rows]
     groups = group_ids(patients, [content_hash(row["image"]) for row in rows])
     labels = [(row["label"],) for row in rows]
     splits = complete_splits(splits, groups, labels, validation_share, seed=seed)
-    return build(rows, splits, make_features(list(CLASSES), optional=("subtype",)))
+    return build(rows, splits, make_features(list(CLASSES), optional=optional))
 
 
 if __name__ == "__main__":

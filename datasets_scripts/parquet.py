@@ -21,7 +21,7 @@ from PIL import Image as PillowImage
 from tqdm.auto import tqdm
 
 from .pixels import MAX_UNREADABLE, in_order, report_unreadable
-from .schema import OPTIONAL, class_names, encoded_images
+from .schema import REQUIRED, class_names, encoded_images
 from .splits import check_leaks, describe
 
 SHARD_BYTES = 400_000_000
@@ -36,6 +36,7 @@ ABOUT = {  # what is known of a source: its description and the licence's identi
     "phantom": ("computed chest phantoms; no patient was imaged", "apache-2.0"),
     "hub": ("the data set `{path}` of the Hub; its terms of use hold", None),
     "folder": ("images of the folder `{path}`", None),
+    "manifest": ("images that `{path}` lists", None),
 }
 
 
@@ -153,7 +154,7 @@ def _optional_text(features: dict) -> str:
         "lung_mask": "`lung_mask`, an image, white where rays cross lung",
         "boxes": "`boxes`, pixel [x0, y0, x1, y1] of each opacity",
     }
-    there = [name for name in OPTIONAL if name in features]
+    there = [name for name in features if name not in REQUIRED]
     return "".join("; " + texts.get(name, f"`{name}`") for name in there)
 
 

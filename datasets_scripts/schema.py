@@ -13,12 +13,15 @@ SPLIT_NAMES = {
     "test": "test",
 }
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+REQUIRED = ("image", "label", "labels", "image_id", "patient_id", "source")
 OPTIONAL = {
     "subtype": Value("string"),
     "view": Value("string"),
     "age": Value("float32"),  # years
     "sex": Value("string"),
     "lung_mask": Image(),
+    "original_width": Value("int32"),  # pixels, before any resizing
+    "original_height": Value("int32"),
     "boxes": List(List(Value("int32"))),  # pixels, [x0, y0, x1, y1], half-open
 }
 
@@ -27,14 +30,13 @@ def make_features(
     classes: list[str], multi_label: bool = False, optional: tuple[str, ...] = ()
 ) -> Features:
     """The columns of a set: image, label (or labels), image_id, patient_id, source and some of
-    `OPTIONAL`.
+    `OPTIONAL`; an optional column of any other name is text.
     """
     kind = ClassLabel(names=list(classes))
     labels = {"labels": List(kind)} if multi_label else {"label": kind}
     ids = {name: Value("string") for name in ("image_id", "patient_id", "source")}
-    return Features(
-        {"image": Image(), **labels, **ids, **{name: OPTIONAL[name] for name in optional}}
-    )
+    more = {name: OPTIONAL.get(name, Value("string")) for name in optional}
+    return Features({"image": Image(), **labels, **ids, **more})
 
 
 def build(rows: list[dict], splits: list[str], features: Features) -> DatasetDict:
@@ -75,7 +77,7 @@ def encoded_images(dataset: Dataset) -> Iterator[bytes | str]:
 
 def check_usable(dataset: DatasetDict, name: str) -> DatasetDict:
     """The set itself, or ValueError where a split cannot be trained or measured on: one image, or
-    one class.
+    one class. A set of a test split alone may hold one class: it trains nothing.
     """
     if not dataset:
         raise ValueError(f"{name} holds no images")
@@ -92,7 +94,7 @@ def check_usable(dataset: DatasetDict, name: str) -> DatasetDict:
                 f"split '{split}' of {name} holds only the class {names[found.pop()]!r}: a "
                 "classifier needs images of two"
             )
-    if len(everywhere) < 1 + single_label:
+    if len(everywhere) < (1 if set(dataset) == {"test"} else 1 + single_label):
         only = f"the class {names[everywhere.pop()]!r}" if everywhere else "images without a label"
         raise ValueError(f"{name} holds only {only}: a classifier needs images of two classes")
     return dataset

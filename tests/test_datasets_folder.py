@@ -217,7 +217,7 @@ def test_wrong_metadata(tmp_path, text, message):
     "source, message",
     [
         ("kermny", r"unknown dataset 'kermny' \(did you mean kermany\?\): use phantom, kermany"),
-        ("imagenet", "unknown dataset 'imagenet': use phantom, kermany, folder, hub, an existing"),
+        ("imagenet", "use phantom, kermany, folder, hub, manifest, an existing folder"),
         ("/no/such/folder", "/no/such/folder does not exist: give an existing folder or zip"),
         ("folder", "dataset folder needs a path"),
         ("hub", "dataset hub needs a Hub id"),

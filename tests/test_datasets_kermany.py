@@ -4,10 +4,12 @@ import shutil
 import zipfile
 
 import pytest
+from datasets import Image
 from datasets_trees import write_image, write_kermany
 
-from datasets_scripts import check_leaks, describe, load_cxr_dataset
+from datasets_scripts import check_leaks, describe, fingerprint, load_cxr_dataset
 from datasets_scripts.kermany import patient_key
+from training.arguments import parse_args
 
 
 def counts(dataset):
@@ -193,3 +195,70 @@ def test_wrong_input_is_one_sentence(tmp_path):
     (root / "test/NORMAL").mkdir()
     with pytest.raises(ValueError, match="class folder .*test/NORMAL is empty"):
         load_cxr_dataset("kermany", root)
+
+
+def test_real_lung_masks_and_sizes_leave_the_rest_as_it_is(cxr_data):
+    plain = load_cxr_dataset("kermany", cxr_data / "chest_xray")
+    option = f"extra={cxr_data / 'kermany_extra'}"
+    flags = ["--dataset", "kermany", "--dataset_path", str(cxr_data / "chest_xray")]
+    args = parse_args([*flags, "--dataset_options", option, "--output_dir", "unused"])
+    full = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
+    added = {"lung_mask", "original_width", "original_height"}
+    masks, sizes = 0, []
+    for split, part in full.items():
+        assert fingerprint(part) == fingerprint(plain[split])
+        assert set(part.features) - set(plain[split].features) == added
+        for column in set(plain[split].features) - {"image"}:
+            assert part[column][:] == plain[split][column][:]
+        stored = part.cast_column("lung_mask", Image(decode=False))["lung_mask"]
+        masks += sum(mask is not None for mask in stored)
+        sizes += zip(part["image_id"], part["original_width"], part["original_height"])
+    assert masks == 5851
+    assert sum(None in size for size in sizes) == 5
+    assert {("IM-0115-0001.jpeg", 2090, 1858), ("IM-0117-0001.jpeg", 1422, 1152)} < set(sizes)
+    row = full["test"][0]
+    assert row["lung_mask"].size == row["image"].size == (224, 224)
+
+
+def write_extra(folder, root, header="name,orig_w,orig_h,lung_mask"):
+    """A manifest of all images of a tree; the first has neither mask nor size."""
+    rows = []
+    for index, file in enumerate(sorted(root.rglob("*.jpeg"))):
+        mask = f"{file.stem}.png" if index else ""
+        if mask:
+            write_image(folder / "lung_masks" / mask, index)
+        rows.append(f"{file.name},{100 + index if index else ''},{90 if index else ''},{mask}")
+    (folder / "manifest.csv").write_text("\n".join([header, *rows]))
+    return folder
+
+
+def test_what_an_extra_folder_does_not_know_is_none(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray", train=0, val=0, test=2)
+    extra = write_extra(tmp_path / "extra", root)
+    for path in (root / "test", write_zip(tmp_path / "a.zip", root, ["chest_xray"])):
+        options = {"cache_dir": str(tmp_path / "cache")}
+        test = load_cxr_dataset("kermany", path, extra=str(extra), **options)["test"]
+        assert test["original_width"][:] == [None, 101, 102, 103]
+        assert test["original_height"][:] == [None, 90, 90, 90]
+        assert [mask is None for mask in test["lung_mask"]] == [True, False, False, False]
+
+
+def test_an_extra_folder_of_another_set_is_one_sentence(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray", train=0, val=0, test=2)
+
+    def load(extra):
+        return load_cxr_dataset("kermany", root / "test", extra=extra)
+
+    with pytest.raises(FileNotFoundError, match="extra .*none has no manifest.csv: give the fold"):
+        load(tmp_path / "none")
+    extra = write_extra(tmp_path / "other", root, header="file,orig_w,orig_h,lung_mask")
+    with pytest.raises(ValueError, match="has no column 'name': it is not a manifest of the Kerm"):
+        load(extra)
+    extra = write_extra(tmp_path / "extra", root)
+    (extra / "lung_masks" / "IM-8001-0001.png").unlink()
+    with pytest.raises(FileNotFoundError, match="lists 'IM-8001-0001.png', but no such file is u"):
+        load(extra)
+    extra = write_extra(tmp_path / "extra", root)
+    write_image(root / "test/NORMAL/IM-0666-0001.jpeg", 7)
+    with pytest.raises(ValueError, match="does not list 1 of the 5 images, as 'IM-0666-0001.jpeg'"):
+        load(extra)
