@@ -5,7 +5,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,13 @@ class Predictions:
         class_names: the K class names, in the order of the logits.
         split: name of the split, e.g. "test".
         multi_label: whether an image may have any number of the classes.
+        thresholds: operating point on the probability: of class 1 in a binary task, of each class
+            when `multi_label`; None decides for the larger probability, or p > 0.5.
+        extra: further columns of the file, each str (N,), such as "subtype" or "view".
 
     Raises:
         ValueError: shapes that disagree, no image, a duplicate image id, an empty patient id, a
-            logit that is not finite, or a label outside the classes.
+            logit that is not finite, a label outside the classes, or thresholds that do not fit.
     """
 
     image_id: np.ndarray
@@ -36,6 +39,8 @@ class Predictions:
     class_names: tuple[str, ...]
     split: str
     multi_label: bool = False
+    thresholds: tuple[float, ...] | None = None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
         num_images, num_classes = len(self.image_id), len(self.class_names)
@@ -54,6 +59,7 @@ class Predictions:
                 self.labels,
                 (num_images, num_classes) if self.multi_label else (num_images,),
             ),
+            **{name: (column, (num_images,)) for name, column in self.extra.items()},
         }
         for name, (array, shape) in shapes.items():
             if array.shape != shape:
@@ -68,6 +74,16 @@ class Predictions:
         if not self.multi_label:
             unknown = (self.labels < 0) | (self.labels >= num_classes)
             self._refuse(unknown, f"has a label index outside 0..{num_classes - 1}")
+
+        if self.thresholds is not None:
+            needed = num_classes if self.multi_label else 1
+            if not self.multi_label and num_classes != 2:
+                raise ValueError("thresholds are for two classes or a multi-label task.")
+            in_range = all(0 <= threshold <= 1 for threshold in self.thresholds)
+            if len(self.thresholds) != needed or not in_range:
+                raise ValueError(
+                    f"thresholds are {self.thresholds}; {needed} in [0, 1] are needed."
+                )
 
     def _refuse(self, bad: np.ndarray, why: str):
         if bad.any():
@@ -96,8 +112,12 @@ class Predictions:
 
     @property
     def decisions(self) -> np.ndarray:
-        """int64 (N,): the class of largest probability; bool (N, K) p > 0.5 when `multi_label`."""
-        return self.logits > 0 if self.multi_label else self.logits.argmax(axis=1)
+        """int64 (N,) class indices, or bool (N, K) when `multi_label`; see `thresholds`."""
+        if self.thresholds is None:
+            return self.logits > 0 if self.multi_label else self.logits.argmax(axis=1)
+        if self.multi_label:
+            return self.probabilities >= np.array(self.thresholds)
+        return (self.probabilities[:, 1] >= self.thresholds[0]).astype(np.int64)
 
 
 def write_predictions(
@@ -143,62 +163,113 @@ def write_predictions(
         split=split,
         multi_label=multi_label,
     )
+    write_text(path, _table({None: predictions}))
+
+
+def write_predictions_by_model(path: str | Path, models: dict[str, Predictions]) -> None:
+    """Write several models' predictions as one CSV: `model` first, then `write_predictions`'s
+    columns, then those of `extra`.
+
+    Raises:
+        ValueError: classes, task, split or extra columns that differ between the models.
+        OSError: the file cannot be written.
+    """
+    first, *others = models.values()
+    for other in others:
+        for name in ("class_names", "multi_label", "split"):
+            if getattr(first, name) != getattr(other, name):
+                raise ValueError(f"the models disagree in {name}; write one file for each.")
+        if list(first.extra) != list(other.extra):
+            raise ValueError("the models' predictions have different extra columns.")
+    write_text(path, _table(models))
+
+
+def _table(models: dict[str | None, Predictions]) -> str:
+    """The CSV of some models; the name None leaves the model column out."""
+    first = next(iter(models.values()))
+    names, multi_label = first.class_names, first.multi_label
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    label_column = "labels" if multi_label else "label"
-    logit_columns = [f"logit_{name}" for name in class_names]
-    writer.writerow(["image_id", "patient_id", label_column, *logit_columns, "split"])
-    rows = zip(predictions.image_id, predictions.patient_id, predictions.labels, stored)
-    for image_id, patient_id, label, row in rows:
-        if multi_label:
-            name = "|".join(name for name, present in zip(class_names, label) if present)
-        else:
-            name = class_names[label]
-        writer.writerow([image_id, patient_id, name, *map(str, row), split])
-    write_text(path, text.getvalue())
+    head = ["image_id", "patient_id", "labels" if multi_label else "label"]
+    head += [*(f"logit_{name}" for name in names), "split", *first.extra]
+    writer.writerow(head if None in models else ["model", *head])
+    for model, predictions in models.items():
+        stored = predictions.logits.astype(np.float32)
+        columns = (predictions.image_id, predictions.patient_id, predictions.labels, stored)
+        extra = zip(*predictions.extra.values()) if first.extra else [()] * len(stored)
+        for (image_id, patient_id, label, row), more in zip(zip(*columns), extra):
+            if multi_label:
+                name = "|".join(name for name, present in zip(names, label) if present)
+            else:
+                name = names[label]
+            cells = [image_id, patient_id, name, *map(str, row), predictions.split, *more]
+            writer.writerow(cells if model is None else [model, *cells])
+    return text.getvalue()
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """Read what `write_predictions` wrote; columns it does not know are left aside.
+    """Read what `write_predictions` wrote; columns it does not know become `extra`.
 
     Logits are float64 of the printed text: whoever reads the file computes with the same numbers.
 
     Raises:
         ValueError: an empty file, a missing column, an unknown class, a logit that is not a number,
-            two splits, or what `Predictions` refuses.
+            two splits, several models, or what `Predictions` refuses.
         OSError: the file cannot be read.
+    """
+    models = read_predictions_by_model(path)
+    if len(models) > 1:
+        raise ValueError(f"{path} holds the models {', '.join(models)}; one is needed here.")
+    return next(iter(models.values()))
+
+
+def read_predictions_by_model(path: str | Path) -> dict[str, Predictions]:
+    """Read a file of one or more models by its `model` column; without one, the file's stem names
+    the model.
+
+    Errors are those of `read_predictions`.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns, rows = reader.fieldnames, list(reader)
     if not columns or not rows:
         raise ValueError(f"{path} is empty; a predictions file has a header and a row an image.")
-    multi_label = "labels" in columns
-    for column in ("image_id", "patient_id", "labels" if multi_label else "label", "split"):
+    for column in ("image_id", "patient_id", "labels" if "labels" in columns else "label", "split"):
         if column not in columns:
             raise ValueError(f"{path} has no column {column!r}; its columns are {columns}.")
-    names = tuple(c.removeprefix("logit_") for c in columns if c.startswith("logit_"))
-    if not names:
+    if not any(column.startswith("logit_") for column in columns):
         raise ValueError(f"{path} has no column 'logit_<CLASS>'; its columns are {columns}.")
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise ValueError(f"{path} has a row ({number}) with other than {len(columns)} cells.")
-    splits = sorted({row["split"] for row in rows})
-    if len(splits) > 1:
-        raise ValueError(f"{path} mixes the splits {splits}; keep one split a file.")
-    read_labels = _read_multi_label if multi_label else _read_label
+    by_model: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        by_model.setdefault(row.get("model", Path(path).stem), []).append(row)
     try:
-        return Predictions(
-            image_id=np.array([row["image_id"] for row in rows], dtype=str),
-            patient_id=np.array([row["patient_id"] for row in rows], dtype=str),
-            labels=np.array([read_labels(row, names) for row in rows]),
-            logits=np.array([[_read_logit(row, name) for name in names] for row in rows]),
-            class_names=names,
-            split=splits[0],
-            multi_label=multi_label,
-        )
+        return {name: _from_rows(part, columns) for name, part in by_model.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _from_rows(rows: list[dict[str, str]], columns: Sequence[str]) -> Predictions:
+    splits = sorted({row["split"] for row in rows})
+    if len(splits) > 1:
+        raise ValueError(f"it mixes the splits {splits}; keep one split a file.")
+    multi_label = "labels" in columns
+    names = tuple(c.removeprefix("logit_") for c in columns if c.startswith("logit_"))
+    known = {"model", "image_id", "patient_id", "label", "labels", "split"}
+    extra = [c for c in columns if c not in known and not c.startswith("logit_")]
+    read_labels = _read_multi_label if multi_label else _read_label
+    return Predictions(
+        image_id=np.array([row["image_id"] for row in rows], dtype=str),
+        patient_id=np.array([row["patient_id"] for row in rows], dtype=str),
+        labels=np.array([read_labels(row, names) for row in rows]),
+        logits=np.array([[_read_logit(row, name) for name in names] for row in rows]),
+        class_names=names,
+        split=splits[0],
+        multi_label=multi_label,
+        extra={c: np.array([row[c] for row in rows], dtype=str) for c in extra},
+    )
 
 
 def _read_label(row: dict[str, str], class_names: tuple[str, ...]) -> int:
