@@ -1,7 +1,7 @@
 """What the Hub stores beside the weights: configurations, models, the image processor."""
 
 from .configuration_cxr import CxrBaselineConfig, CxrDenseNetConfig, CxrTimmConfig
-from .factory import create_model
+from .factory import create_model, load_model
 from .image_processing_cxr import CxrImageProcessor
 from .modeling_cxr import (
     CxrBaselineForImageClassification,
@@ -20,4 +20,5 @@ __all__ = [
     "CxrTimmConfig",
     "CxrTimmForImageClassification",
     "create_model",
+    "load_model",
 ]

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
+from .calibration_cxr import check_operation
+
 LOSSES = ("cross_entropy", "focal")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
+OPERATION = ("calibration", "thresholds", "abstention", "prevalence")
 
 
 class CxrConfig(PretrainedConfig):
@@ -22,6 +25,16 @@ class CxrConfig(PretrainedConfig):
         focal_gamma: focusing exponent, >= 0.
         focal_alpha: weight of the positive class in [0, 1], 1 - alpha for the negative one; for
             two classes or multi-label. None leaves it out.
+        calibration: map from the log-odds of class 1 (two classes) or of each class (multi-label)
+            to calibrated ones, fitted on validation. `{"method": "temperature", "temperature": T}`
+            divides all by T, and is the only one for more exclusive classes; `{"method": "platt",
+            "scale": [...], "bias": [...]}` is linear; `{"method": "isotonic", "log_odds": [[...]],
+            "calibrated": [[...]]}` is linear between knots and flat outside. None is the identity.
+        thresholds: probability from which class 1, or each class of a multi-label model, is
+            decided; None decides for the most probable class, or above 0.5.
+        abstention: [low, high] for each threshold, between which no decision is made; None decides
+            always.
+        prevalence: share of each class in the data of the calibration, in (0, 1).
         kwargs: `id2label`, `label2id`, `problem_type` and transformers' own.
 
     Raises:
@@ -38,6 +51,10 @@ class CxrConfig(PretrainedConfig):
         label_smoothing: float = 0.0,
         focal_gamma: float = 2.0,
         focal_alpha: float | None = None,
+        calibration: dict | None = None,
+        thresholds: Sequence[float] | None = None,
+        abstention: Sequence[Sequence[float]] | None = None,
+        prevalence: Sequence[float] | None = None,
         problem_type: str = "single_label_classification",
         **kwargs,
     ):
@@ -49,8 +66,33 @@ class CxrConfig(PretrainedConfig):
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma
         self.focal_alpha = focal_alpha
+        self.calibration = calibration
+        self.thresholds = thresholds
+        self.abstention = abstention
+        self.prevalence = prevalence
         super().__init__(problem_type=problem_type, **kwargs)
         self._check()
+
+    def set_operation(self, operation: dict | None) -> None:
+        """Takes over what was fitted on validation, all of it; None forgets it.
+
+        Args:
+            operation: `calibration`, `thresholds`, `abstention` and `prevalence`.
+
+        Raises:
+            ValueError: another set of fields, or a value that does not fit; nothing is then taken.
+        """
+        operation = dict.fromkeys(OPERATION) if operation is None else operation
+        if set(operation) != set(OPERATION):
+            raise ValueError(
+                f"an operation holds {', '.join(OPERATION)}, not {', '.join(operation) or 'none'}."
+            )
+        check_operation(**operation, num_labels=self.num_labels, multi_label=self.is_multi_label)
+        self.update(operation)
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.problem_type == "multi_label_classification"
 
     def _check(self):
         if self.num_channels not in (1, 3):
@@ -69,6 +111,8 @@ class CxrConfig(PretrainedConfig):
             raise ValueError(
                 f"class_weights has {len(self.class_weights)} values for {self.num_labels} classes."
             )
+        operation = {name: getattr(self, name) for name in OPERATION}
+        check_operation(**operation, num_labels=self.num_labels, multi_label=self.is_multi_label)
         if self.loss == "focal":
             self._check_focal()
 

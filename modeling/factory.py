@@ -8,7 +8,13 @@ import timm
 from huggingface_hub.errors import HFValidationError, HTTPError
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
+from .configuration_cxr import (
+    OPERATION,
+    CxrBaselineConfig,
+    CxrConfig,
+    CxrDenseNetConfig,
+    CxrTimmConfig,
+)
 from .image_processing_cxr import CxrImageProcessor
 from .modeling_cxr import (
     CxrBaselineForImageClassification,
@@ -89,7 +95,22 @@ def _check_options(config_class, options):
             )
 
 
-def _load_model(name, image_size, options):
+def load_model(name: str) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
+    """A model saved by this project as it is, in evaluation mode, and the processor that feeds it.
+
+    Args:
+        name: a folder or Hub id.
+
+    Raises:
+        ValueError: another kind of model, or one without this project's image processor.
+        OSError: there is no such model, or the Hub cannot be reached.
+    """
+    _load_config(name)
+    model = AutoModelForImageClassification.from_pretrained(name).eval()
+    return model, _load_processor(name)
+
+
+def _load_config(name):
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, HFValidationError) as error:
@@ -102,6 +123,20 @@ def _load_model(name, image_size, options):
             f"{name} holds a {config.model_type!r} model; it takes one saved by this project, or a "
             "timm name."
         )
+    return config
+
+
+def _load_processor(name):
+    try:
+        return CxrImageProcessor.from_pretrained(name)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} has no image processor of this project ({_first_line(error)})."
+        ) from error
+
+
+def _load_model(name, image_size, options):
+    config = _load_config(name)
     if image_size is not None:
         options["image_size"] = image_size
     _check_options(type(config), options)
@@ -110,6 +145,8 @@ def _load_model(name, image_size, options):
             f"num_channels is {options['num_channels']}, but {name} was trained with "
             f"{config.num_channels}; leave it out."
         )
+    # What was fitted to the old model's scores says nothing of the new one's.
+    options = {**dict.fromkeys(OPERATION), **options}
     same_classes = config.id2label == options["id2label"]
     if not same_classes:
         options = {"class_weights": None, **options}
@@ -130,7 +167,7 @@ def _load_model(name, image_size, options):
         )
     if not same_classes:
         head.reset_parameters()
-    processor = CxrImageProcessor.from_pretrained(name)
+    processor = _load_processor(name)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
     return model, processor

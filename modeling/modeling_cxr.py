@@ -1,6 +1,7 @@
 """Chest X-ray classifiers that explain themselves."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -10,16 +11,32 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.initialization import normal_, zeros_
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import ModelOutput
 
+from .calibration_cxr import calibrate, decide, to_probabilities
 from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
 from .grad_cam_cxr import closed_form_grad_cam, gap_linear_head, library_grad_cam
 from .loss_cxr import classification_loss
 from .pipeline_cxr import CxrImageClassificationPipeline
 
 
+@dataclass
+class CxrClassifierOutput(ModelOutput):
+    """What a classifier gives for a batch.
+
+    Attributes:
+        loss: scalar, if labels were given.
+        logits: float (B, K), as the network gives them.
+        probabilities: float32 (B, K) in [0, 1], calibrated if the model is.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
+
+
 class CxrPreTrainedModel(PreTrainedModel):
-    """What every family shares: loss, probabilities, Grad-CAM, the files of a saved folder.
+    """What every family shares: loss, probabilities, decisions, Grad-CAM, a saved folder's files.
 
     A family sets `self.network`, which answers `forward_features`, `forward_head` and
     `get_classifier` as timm's networks do.
@@ -43,16 +60,17 @@ class CxrPreTrainedModel(PreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> ImageClassifierOutput | tuple:
+    ) -> CxrClassifierOutput | tuple:
         """Classifies a batch.
 
         Args:
             pixel_values: float (B, C, H, W), as the image processor gives them.
             labels: int (B,), or 0/1 (B, K) when the problem is multi-label; adds `loss`.
-            return_dict: False gives the tuple (loss, logits) or (logits,).
+            return_dict: False gives the tuple (loss, logits, probabilities), or without labels
+                (logits, probabilities).
 
         Returns:
-            `logits`, float (B, K), and `loss`, a scalar.
+            Raw logits, calibrated probabilities, and the loss where labels are given.
 
         Raises:
             ValueError: another number of channels than the configuration's.
@@ -60,21 +78,48 @@ class CxrPreTrainedModel(PreTrainedModel):
         self._check_input(pixel_values)
         logits = self.network(pixel_values)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
-        output = ImageClassifierOutput(loss=loss, logits=logits)
+        output = CxrClassifierOutput(loss, logits, self.probabilities(logits))
         return output if return_dict else output.to_tuple()
 
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Softmax over the classes, or a sigmoid each when the problem is multi-label.
+    def probabilities(
+        self, logits: torch.Tensor, prevalence: float | Sequence[float] | None = None
+    ) -> torch.Tensor:
+        """Calibrated probabilities; without a calibration in the configuration, plain ones.
 
         Args:
-            logits: float (B, K).
+            logits: float (B, K), as the network gives them.
+            prevalence: share of each class where the images come from, or of class 1 of two; the
+                probabilities are then moved there from `config.prevalence` by Bayes' rule.
 
         Returns:
-            float (B, K) in [0, 1].
+            float32 (B, K) in [0, 1]: softmax over the classes, or a sigmoid each when the problem
+            is multi-label.
+
+        Raises:
+            ValueError: logits of another shape, or a prevalence that does not fit, or that the
+                model cannot start from as `config.prevalence` is None.
         """
-        if self.config.problem_type == "multi_label_classification":
-            return logits.sigmoid()
-        return logits.softmax(-1)
+        self._check_columns(logits, "logits")
+        multi_label = self.config.is_multi_label
+        calibrated = calibrate(logits, self.config.calibration, multi_label)
+        return to_probabilities(calibrated, multi_label, self.config.prevalence, prevalence)
+
+    def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Decisions at the configuration's thresholds.
+
+        Args:
+            probabilities: float (B, K), as `probabilities` gives them.
+
+        Returns:
+            int64 (B,) class indices; (B, K) of 1 and 0 when the problem is multi-label. -1 where
+            the model abstains: the probability lies in the configuration's abstention band.
+
+        Raises:
+            ValueError: probabilities of another shape.
+        """
+        self._check_columns(probabilities, "probabilities")
+        config = self.config
+        return decide(probabilities, config.thresholds, config.abstention, config.is_multi_label)
 
     def grad_cam(
         self, pixel_values: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None = None
@@ -129,6 +174,13 @@ class CxrPreTrainedModel(PreTrainedModel):
                 f"(batch, {self.config.num_channels}, height, width)."
             )
 
+    def _check_columns(self, scores, name):
+        if scores.ndim != 2 or scores.shape[1] != self.config.num_labels:
+            raise ValueError(
+                f"{name} has shape {tuple(scores.shape)}; this model takes "
+                f"(batch, {self.config.num_labels})."
+            )
+
     def _check_target(self, target, logits):
         if target is None:
             return logits.argmax(1)
@@ -155,6 +207,32 @@ class CxrPreTrainedModel(PreTrainedModel):
         }
         super().save_pretrained(save_directory, **kwargs)
         custom_object_save(pipeline, save_directory)
+
+
+def half_state(model: CxrPreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's weights with matrices and kernels in float16, half the size on disk.
+
+    Biases and normalisation, little in size and wide in range, stay as they are.
+
+    Raises:
+        ValueError: a weight too large for float16.
+    """
+    rounded = {}
+    for name, value in model.state_dict().items():
+        half = value.half() if value.ndim > 1 and value.is_floating_point() else value
+        if not half.isfinite().all():
+            raise ValueError(f"{name} has a weight beyond float16; keep the model in float32.")
+        rounded[name] = half
+    return rounded
+
+
+def save_half(model: CxrPreTrainedModel, folder: str | Path) -> None:
+    """`save_pretrained` with the weights of `half_state`.
+
+    The configuration keeps the model's float32, in which `from_pretrained` runs it: load
+    `half_state` into the model before making the predictions that are reported for it.
+    """
+    model.save_pretrained(folder, state_dict=half_state(model))
 
 
 class BaselineCnn(nn.Module):

@@ -129,6 +129,7 @@ def test_a_saved_folder_holds_safetensors_code_and_no_pickle(saved):
             "preprocessor_config.json",
             "configuration_cxr.py",
             "modeling_cxr.py",
+            "calibration_cxr.py",
             "loss_cxr.py",
             "grad_cam_cxr.py",
             "pipeline_cxr.py",
@@ -186,9 +187,11 @@ def test_probabilities_are_softmax_or_sigmoid():
 
 def test_a_tuple_on_request():
     model, _ = make("baseline")
-    loss, logits = model(batch(model), torch.tensor([0, 1]), return_dict=False)
+    inputs = batch(model)
+    loss, logits, probabilities = model(inputs, torch.tensor([0, 1]), return_dict=False)
     assert loss.shape == ()
-    assert logits.shape == (2, 2)
+    assert logits.shape == probabilities.shape == (2, 2)
+    assert len(model(inputs, return_dict=False)) == 2
 
 
 def test_wrong_channels_and_labels_are_named():
