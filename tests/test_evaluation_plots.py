@@ -1,73 +1,150 @@
-"""Figures: what they draw, that they are PNGs of the stated size, and the same bytes each time."""
+"""What all figures share: both files, equal bytes, wide tasks, missing classes, and refusals."""
+
+import dataclasses
 
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.metrics import roc_curve
+from plots_cases import by_hand, draw, legend, simulated, svg_texts, texts, title
 
-from evaluation.metrics import compute_metrics, format_metric, resample_weights
-from evaluation.plots import plot_confusion_matrix, plot_roc, plot_training_curves
-from evaluation.predictions import read_predictions, write_predictions
+from evaluation.metrics import compute_metrics
+from evaluation.plots import (
+    plot_confusion_matrix,
+    plot_decision_curve,
+    plot_forest,
+    plot_pr,
+    plot_reliability,
+    plot_roc,
+    plot_scores,
+    plot_threshold_sweep,
+    plot_training_curves,
+)
 
 HEADER = (
     "epoch,train_loss,validation_loss,validation_auroc,learning_rate,images_per_second,seconds\n"
 )
+OF_MODELS = {
+    "roc": lambda models, path: plot_roc(models, path, num_resamples=20),
+    "pr": lambda models, path: plot_pr(models, path, num_resamples=20),
+    "reliability": lambda models, path: plot_reliability(models, path, num_resamples=20),
+    "decision_curve": plot_decision_curve,
+}
+OF_ONE = {
+    "confusion_matrix": plot_confusion_matrix,
+    "scores": plot_scores,
+    "threshold_sweep": plot_threshold_sweep,
+}
+ALL = OF_MODELS | {
+    name: lambda models, path, plot=plot: plot(models["A"], path) for name, plot in OF_ONE.items()
+}
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved, in order."""
-    figures, save = [], Figure.savefig
-
-    def keep(figure, *arguments, **options):
-        figures.append(figure)
-        save(figure, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
-
-
-@pytest.fixture
-def predictions(tmp_path):
-    def build(num_classes, multi_label=False, num_images=120):
-        rng = np.random.default_rng(num_classes)
-        labels = rng.integers(num_classes, size=num_images)
-        truth = np.eye(num_classes)[labels]
-        if multi_label:
-            labels = truth = rng.random((num_images, num_classes)) < 0.4
-        logits = rng.normal(size=truth.shape) + 1.5 * truth - 0.5
-        names = [f"FINDING {k}" for k in range(num_classes)]
-        patients = rng.integers(num_images // 2, size=num_images)
-        path = tmp_path / "predictions.csv"
-        ids = range(num_images)
-        write_predictions(path, ids, patients, labels, logits, names, "test", multi_label)
-        return read_predictions(path)
-
-    return build
-
-
-def texts(axes):
-    return [text.get_text() for text in axes.texts]
-
-
-def legend(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
-
-
-def test_training_curves_show_the_history_and_its_best_epoch(tmp_path, drawn):
-    history = tmp_path / "history.csv"
-    history.write_text(HEADER + "1,.7,.6,.81,1,1,1\n2,.5,.4,.93,1,1,1\n3,.3,.5,,1,1,1\n")
-    plot_training_curves(history, tmp_path / "curves.png")
-    loss, auroc = drawn[0].axes
-    assert [line.get_ydata().tolist() for line in loss.lines] == [[0.7, 0.5, 0.3], [0.6, 0.4, 0.5]]
-    assert legend(loss) == ["Training", "Validation"]
-    assert legend(auroc) == ["Best: 0.9300, epoch 2"]
-    np.testing.assert_array_equal(auroc.lines[0].get_ydata(), [0.81, 0.93, np.nan])
-    with Image.open(tmp_path / "curves.png") as image:
+@pytest.mark.parametrize("name", ALL)
+def test_png_and_svg_are_written_small_and_the_same_each_time(tmp_path, name):
+    models = {"A": simulated(), "B": simulated(seed=1)}
+    before = dict(matplotlib.rcParams)
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        ALL[name](models, tmp_path / folder / "figure.png")
+    for file in ("figure.png", "figure.svg"):
+        first, second = ((tmp_path / f / file).read_bytes() for f in ("first", "second"))
+        assert first == second
+        assert len(first) < 200_000
+    with Image.open(tmp_path / "first" / "figure.png") as image:
         assert image.format == "PNG"
-        assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        # Narrow enough for a phone: text of 9 points is at least 9 pixels where the figure has 390.
+        assert image.width / 200 <= 390 / 72
+    svg = (tmp_path / "first" / "figure.svg").read_text()
+    assert "<image" not in svg and "base64" not in svg
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_missing_class_is_named_and_no_text_is_nan(tmp_path, name, label):
+    models = {"A": by_hand([label] * 4, [0.2, 0.4, 0.6, 0.8])}
+    ALL[name](models, tmp_path / "figure.png")
+    shown = " ".join(svg_texts(tmp_path / "figure.png"))
+    assert "nan" not in shown.lower()
+    missing = ("PNEUMONIA", "NORMAL")[label]
+    # Wrapped legends may break a sentence at any word.
+    expected = {
+        "roc": "undefined, needs images with and without PNEUMONIA",
+        "pr": "undefined, needs an image of PNEUMONIA" if label == 0 else "1.000",
+        "reliability": ("no image of PNEUMONIA", "no image without PNEUMONIA")[label],
+        "decision_curve": ("no image of PNEUMONIA", "no image without PNEUMONIA")[label],
+        "confusion_matrix": "no image",
+        "scores": f"{missing} (n = 0)",
+        "threshold_sweep": (
+            "Sensitivity undefined, no image of PNEUMONIA",
+            "Specificity undefined, no image without PNEUMONIA",
+        )[label],
+    }
+    assert expected[name] in shown
+
+
+@pytest.mark.parametrize("name", ["decision_curve", "scores", "threshold_sweep"])
+def test_a_multi_label_task_has_a_panel_a_class(tmp_path, name):
+    saved = simulated(3, multi_label=True, thresholds=(0.2, 0.5, 0.7))
+    figure = draw(ALL[name], {"A": saved}, tmp_path / "figure.png")
+    assert [title(axes) for axes in figure.axes if title(axes)] == list(saved.class_names)
+
+
+@pytest.mark.parametrize("name", ["reliability", "scores"])
+def test_a_multi_class_task_has_a_panel_a_class_and_no_threshold(tmp_path, name):
+    saved = simulated(3)
+    figure = draw(ALL[name], {"A": saved}, tmp_path / "figure.png")
+    assert [title(axes) for axes in figure.axes if title(axes)] == list(saved.class_names)
+    assert not any("threshold" in entry.lower() for entry in legend(figure))
+
+
+def test_a_class_name_with_markup_is_shown_as_it_is(tmp_path):
+    saved = dataclasses.replace(by_hand([0, 1], [0.3, 0.6]), class_names=("A<b>&", "$x_1$ & y"))
+    plot_confusion_matrix(saved, tmp_path / "figure.png")
+    assert {"A<b>&", "$x_1$ & y"} <= set(svg_texts(tmp_path / "figure.png"))
+
+
+@pytest.mark.parametrize("plot", OF_MODELS.values(), ids=OF_MODELS)
+def test_models_that_cannot_share_a_figure_are_refused(tmp_path, plot):
+    path = tmp_path / "figure.png"
+    with pytest.raises(ValueError, match="no model to draw"):
+        plot({}, path)
+    with pytest.raises(ValueError, match=r"A has class_names \(.*draw them apart"):
+        plot({"A": simulated(2), "B": simulated(3)}, path)
+    with pytest.raises(ValueError, match="multi_label False and B True"):
+        plot({"A": simulated(3), "B": simulated(3, multi_label=True)}, path)
+
+
+def test_a_path_that_is_no_png_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"figure\.svg' must end in \.png"):
+        plot_scores(simulated(), tmp_path / "figure.svg")
+    with pytest.raises(OSError, match="No such file"):
+        plot_scores(simulated(), tmp_path / "missing" / "figure.png")
+
+
+def test_training_curves_show_each_history_and_its_best_epoch(tmp_path):
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    one.write_text(HEADER + "1,.7,.6,.81,1,1,1\n2,.5,.4,.93,1,1,1\n3,.3,.5,,1,1,1\n")
+    two.write_text(HEADER + "1,.8,.7,,1,1,1\n2,.6,.5,,1,1,1\n")
+    path = tmp_path / "curves.png"
+    figure = draw(plot_training_curves, {"CNN": one, "DenseNet": [one, str(one)], "X": two}, path)
+    loss, auroc = figure.axes
+    drawn = [line.get_ydata().tolist() for line in loss.lines]
+    assert drawn[:2] == [[0.7, 0.5, 0.3], [0.6, 0.4, 0.5]]
+    assert drawn[2:] == [*drawn[:2], *drawn[:2], [0.8, 0.6], [0.7, 0.5]]
+    np.testing.assert_array_equal(auroc.lines[0].get_ydata(), [0.81, 0.93, np.nan])
+    stars = [line for line in auroc.lines if line.get_marker() == "*"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in stars] == [(2, 0.93)] * 3
+    assert legend(figure)[2:] == [
+        "CNN, best AUROC 0.9300 in epoch 2",
+        "DenseNet, best AUROC 0.9300, 0.9300 in epoch 2, 2",
+        "X, no validation AUROC",
+    ]
+    assert loss.lines[0].get_color() != loss.lines[2].get_color()
+    assert loss.lines[0].get_linestyle() != loss.lines[2].get_linestyle()
+    assert "NAN" not in path.with_suffix(".svg").read_text().upper()
 
 
 @pytest.mark.parametrize(
@@ -83,86 +160,62 @@ def test_a_wrong_history_is_refused(tmp_path, text, sentence):
     history = tmp_path / "history.csv"
     history.write_text(text)
     with pytest.raises(ValueError, match=sentence):
-        plot_training_curves(history, tmp_path / "curves.png")
+        plot_training_curves({"CNN": history}, tmp_path / "curves.png")
+    with pytest.raises(ValueError, match="no history"):
+        plot_training_curves({}, tmp_path / "curves.png")
 
 
-def test_confusion_matrix_shows_counts_and_row_rates(tmp_path, drawn):
-    path = tmp_path / "p.csv"
-    labels, decided = [0] * 4 + [1] * 5, [0, 0, 0, 1, 1, 1, 1, 1, 0]
-    names = ["NORMAL", "PNEUMONIA"]
-    write_predictions(path, range(9), range(9), labels, np.eye(2)[decided], names, "test")
-    plot_confusion_matrix(read_predictions(path), tmp_path / "matrix.png")
-    (axes,) = drawn[0].axes
+def test_forest_has_a_row_a_group_with_marker_interval_and_numbers(tmp_path):
+    rows = [
+        ("DenseNet", None, None),
+        ("official test", {"value": 0.9, "low": 0.85, "high": 0.95}, 624),
+        ("view = PA", {"value": 1.0, "low": None, "high": None, "reason": "one value"}, 4),
+        ("a long name that does not fit in one line", {"value": None, "reason": "no class"}, 1),
+    ]
+    path = tmp_path / "forest.png"
+    figure = draw(plot_forest, rows, path, "By subgroup", "AUROC")
+    axes = figure.axes[0]
+    drawn = {line.get_marker(): [] for line in axes.lines}
+    for line in axes.lines:
+        drawn[line.get_marker()].append((*line.get_xdata(), *line.get_ydata()))
+    assert drawn["s"] == [(0.9, 1), (1.0, 2)]
+    assert drawn["|"] == [(0.85, 0.95, 1, 1)]
+    shown = svg_texts(path)
+    for text in ("By subgroup", "AUROC", "DenseNet", "0.900 [0.850, 0.950]", "1.000", "undefined"):
+        assert text in shown
+    assert "official test, n\u00a0=\u00a0624" in shown
+    assert max(map(len, shown)) < 30
+
+
+def test_forest_of_differences_marks_zero_and_one_of_nothing_has_no_scale(tmp_path):
+    difference = {"value": 0.01, "low": -0.02, "high": 0.04}
+    figure = draw(plot_forest, [("a - b", difference, 9)], tmp_path / "d.png", "t", "Difference")
+    assert [0, 0] in [list(line.get_xdata()) for line in figure.axes[0].lines]
+    undefined = {"value": None, "reason": "no class"}
+    figure = draw(plot_forest, [("a", undefined, 0)], tmp_path / "u.png", "t", "AUROC")
+    assert list(figure.axes[0].get_xticks()) == []
+    with pytest.raises(ValueError, match="forest plot 'AUROC by x' has no row"):
+        plot_forest([], tmp_path / "e.png", "AUROC by x", "AUROC")
+
+
+def test_confusion_matrix_shows_counts_and_row_rates_at_the_operating_threshold(tmp_path):
+    saved = by_hand([0] * 4 + [1] * 5, [0.1, 0.1, 0.1, 0.7, 0.4, 0.7, 0.7, 0.7, 0.7])
+    path = tmp_path / "matrix.png"
+    (axes,) = draw(plot_confusion_matrix, saved, path).axes
     assert texts(axes) == ["3", "75.0%", "1", "25.0%", "1", "20.0%", "4", "80.0%"]
-    assert axes.get_title(loc="left") == "Test (n = 9)"
-    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    assert title(axes) == "Test (n = 9)"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["NORMAL", "PNEUMONIA"]
+    assert axes.get_xlabel() == "Predicted"
+    moved = dataclasses.replace(saved, thresholds=(0.35,))
+    (axes,) = draw(plot_confusion_matrix, moved, path).axes
+    assert texts(axes)[4:] == ["0", "0.0%", "5", "100.0%"]
+    assert "Predicted (at p \u2265 0.35)" in svg_texts(path)
 
 
-def test_confusion_matrix_of_a_multi_label_task_has_a_panel_a_class(tmp_path, predictions, drawn):
-    saved = predictions(6, multi_label=True)
-    plot_confusion_matrix(saved, tmp_path / "matrix.png")
-    panels = [axes for axes in drawn[0].axes if axes.texts]
-    assert [axes.get_title(loc="left") for axes in panels] == list(saved.class_names)
+def test_confusion_matrix_of_a_multi_label_task_has_a_panel_a_class(tmp_path):
+    saved = simulated(5, multi_label=True)
+    figure = draw(plot_confusion_matrix, saved, tmp_path / "matrix.png")
+    assert [title(axes) for axes in figure.axes] == list(saved.class_names)
     report = compute_metrics(saved, num_resamples=0)
-    for axes, entry in zip(panels, report["classes"].values(), strict=True):
+    for axes, entry in zip(figure.axes, report["classes"].values(), strict=True):
         assert texts(axes)[::2] == [str(entry[key]) for key in ("tn", "fp", "fn", "tp")]
-
-
-def test_roc_draws_scikit_learns_curve_the_interval_and_a_band_around_it(
-    tmp_path, predictions, drawn
-):
-    saved = predictions(2)
-    plot_roc(saved, tmp_path / "roc.png", num_resamples=200)
-    (axes,) = drawn[0].axes
-    report = compute_metrics(saved, 200)
-    assert f"AUROC {format_metric(report['auroc'])}" in legend(axes)
-    (curve,) = [line for line in axes.lines if line.get_label().startswith("AUROC")]
-    fpr, tpr, _ = roc_curve(saved.labels, saved.log_odds[:, 1], drop_intermediate=False)
-    np.testing.assert_allclose(curve.get_xdata(), fpr, atol=1e-12)
-    np.testing.assert_allclose(curve.get_ydata(), tpr, atol=1e-12)
-    (marker,) = [line for line in axes.lines if line.get_label().startswith("Decision")]
-    assert marker.get_ydata() == [report["sensitivity"]["value"]]
-    assert marker.get_xdata() == [1 - report["specificity"]["value"]]
-    (band,) = axes.collections
-    points = band.get_paths()[0].vertices
-    (weights,) = resample_weights(saved.patient_id, 200)
-    for x in (0.1, 0.2, 0.5):
-        heights = []
-        for row in weights:
-            drawn_images = np.repeat(np.arange(len(row)), row.astype(int))
-            labels, scores = saved.labels[drawn_images], saved.log_odds[drawn_images, 1]
-            heights.append(np.interp(x, *roc_curve(labels, scores, drop_intermediate=False)[:2]))
-        at = points[np.isclose(points[:, 0], x), 1]
-        bounds = np.quantile(heights, [0.025, 0.975])
-        np.testing.assert_allclose([at.min(), at.max()], bounds, atol=1e-12)
-
-
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_roc_of_more_classes_has_a_curve_each(tmp_path, predictions, drawn, multi_label):
-    saved = predictions(9, multi_label)
-    plot_roc(saved, tmp_path / "roc.png", num_resamples=50)
-    (axes,) = drawn[0].axes
-    report = compute_metrics(saved, 50)
-    for name in saved.class_names:
-        assert f"{name}: {format_metric(report['classes'][name]['auroc'])}" in legend(axes)
-    looks = {(line.get_color(), str(line.get_linestyle())) for line in axes.lines[1:-1]}
-    assert len(looks) >= 7
-    assert len({line.get_label() for line in axes.lines}) == 1 + 9 + 1
-
-
-def test_one_class_only_is_drawn_without_a_curve(tmp_path, drawn):
-    path = tmp_path / "p.csv"
-    write_predictions(path, [1, 2], [1, 2], [1, 1], [[0, 1], [1, 0]], ["A", "B"], "test")
-    saved = read_predictions(path)
-    plot_roc(saved, tmp_path / "roc.png", num_resamples=10)
-    plot_confusion_matrix(saved, tmp_path / "matrix.png")
-    assert "AUROC undefined" in legend(drawn[0].axes[0])
-    assert texts(drawn[1].axes[0])[:2] == ["0", "no image"]
-
-
-def test_the_same_input_gives_the_same_bytes_and_leaves_matplotlib_as_it_was(tmp_path, predictions):
-    saved, before = predictions(2), dict(matplotlib.rcParams)
-    for name in ("a.png", "b.png"):
-        plot_roc(saved, tmp_path / name, num_resamples=100)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert dict(matplotlib.rcParams) == before
