@@ -1,49 +1,57 @@
 """The model card, generated from a run's files: no number in it is typed."""
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from evaluation.metrics import METRIC_NAMES, format_metric
+from evaluation.metrics import METRIC_NAMES
+from evaluation.model_card_text import (
+    DATA_NOTES,
+    intended_use,
+    limitations,
+    source_of,
+    tripod_items,
+)
 from evaluation.predictions import write_text
+from evaluation.report_blocks import figure_title
 from evaluation.table import markdown_table, read_json
+from evaluation.wording import (
+    ECE_REMARK,
+    NOTICE,
+    Notes,
+    describe_abstention,
+    describe_calibration,
+    describe_thresholds,
+    escape_markdown,
+    fixed_points,
+    shares,
+)
 
 # The Hub's ids of the metrics that it knows under another name.
-HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "ppv": "precision"}
-FIGURES = {
-    "training_curves.png": "Training curves",
-    "confusion_matrix.png": "Confusion matrix",
-    "roc.png": "ROC curve with its bootstrap band",
+HUB_METRICS = {
+    "auroc": "roc_auc",
+    "sensitivity": "recall",
+    "ppv": "precision",
+    "mcc": "matthews_correlation",
+    "brier": "brier_score",
 }
-# Copies of the Kermany images on the Hub.
-KERMANY_IDS = ("keremberke/chest-xray-classification", "hf-vision/chest-xray-pneumonia")
-LIMITATIONS = {
-    "kermany": """\
-- All images come from one paediatric centre (Guangzhou), from children aged 1 to 5: nothing here \
-says how the model does on adults, in other hospitals or with other machines.
-- Labels are what experts read in the image, and some are wrong; a third expert checked the \
-official test images only.
-- The classes also differ in image size, aspect ratio, exposure and corner markers; a model can \
-score well on such shortcuts.
-""",
-    "phantom": """\
-- The images are synthetic phantoms: the numbers show that the code works and say nothing about \
-real X-rays.
-""",
-}
-GENERAL_LIMITATIONS = """\
-- Probabilities are as the network gives them and follow the share of each class in the training \
-data; PPV and NPV hold at the prevalence of the test split only.
-- The model knows only the classes above; any other finding is given to one of them, or missed.
-- A heatmap shows where a score comes from, not that the reason is medical."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+EVIDENCE_METRICS = ("auroc", "accuracy", "sensitivity", "specificity", "ece")
+CALIBRATED_METRICS = ("brier", "ece", "ece_mass", "log_loss")
 
 
 def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
     """Write `run_dir/README.md` from the run's config, training_args, metrics and dataset .json.
 
+    Optional are `calibration`, `thresholds`, `abstention` and `prevalence` in config.json, the test
+    metrics of the raw logits as `uncalibrated_test` in metrics.json, and evidence.json: a list of
+    `{"name", "n", "patients", "metrics"}`, each with a "note" or without, of the model on other
+    data or on altered images; `metrics` holds entries of `compute_metrics`.
+
     Args:
-        run_dir: the model folder; figures found in its `figures/` are embedded.
+        run_dir: the model folder; the PNG figures in its `figures/` are embedded.
         repo_id: Hub id that the loading example names; None names the folder.
 
     Returns:
@@ -64,31 +72,50 @@ def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
             ("dataset", ("source", "name", "splits")),
         )
     )
-    source = "kermany" if dataset["name"] in KERMANY_IDS else dataset["source"]
+    evidence = []
+    if (run_dir / "evidence.json").is_file():
+        keys = ("name", "n", "patients", "metrics")
+        evidence = read_json(run_dir / "evidence.json", keys, "a validation", many=True)
+    source = source_of(dataset)
     name = repo_id or run_dir.resolve().name
     data = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["image-classification", "chest-x-ray", "medical-imaging", config["model_type"]],
+        base_model=_base_model(arguments),
         datasets=[dataset["name"]] if "/" in dataset["source"] else None,
         model_name=name.split("/")[-1],
         eval_results=_eval_results(metrics["test"], dataset),
     )
-    body = "\n\n".join(
-        [
-            _introduction(name, config, dataset, metrics["test"]),
-            _usage(name),
-            _data(dataset),
-            _training(arguments, metrics),
-            _results(metrics),
-            _figures(run_dir),
-            f"## Limitations\n\n{LIMITATIONS.get(source, '')}{GENERAL_LIMITATIONS}",
-        ]
-    )
+    parts = [
+        _introduction(name, config, dataset, metrics["test"]),
+        intended_use(source),
+        _usage(name, config, metrics["test"]),
+        _data(dataset, source),
+        _protocol(config, metrics["test"]),
+        _training(arguments, metrics),
+        _results(metrics),
+        _calibration(config, metrics),
+        _figures(run_dir),
+        _evidence(evidence, metrics["test"]),
+        limitations(source),
+        "" if source == "phantom" else tripod_items(source, arguments, bool(evidence)),
+    ]
+    body = "\n\n".join(part for part in parts if part)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
     write_text(run_dir / "README.md", str(card))
     return run_dir / "README.md"
+
+
+def _base_model(arguments: dict) -> str | None:
+    """The Hub id of the weights that training began with, where the arguments tell it."""
+    model = arguments.get("model", "")
+    if HUB_ID.fullmatch(model):
+        return model
+    if arguments.get("pretrained") and "." in model:  # a timm name with its tag is its Hub name
+        return f"timm/{model}"
+    return None
 
 
 def _eval_results(test: dict, dataset: dict) -> list[EvalResult] | None:
@@ -111,46 +138,58 @@ def _eval_results(test: dict, dataset: dict) -> list[EvalResult] | None:
 
 def _introduction(name: str, config: dict, dataset: dict, test: dict) -> str:
     channels = "grey" if config.get("num_channels", 1) == 1 else "three-channel"
-    rule = "each class whose probability exceeds 0.5"
-    if test["task"] != "multi_label":
-        rule = "the class with the largest probability, the one that the pipeline names first"
-        if test["task"] == "binary":
-            rule += f"; {test['positive_class']} counts as positive"
+    rule = describe_thresholds(config.get("thresholds"), test["class_names"], test["task"])
+    if test["task"] == "binary":
+        rule += f"; {test['positive_class']} counts as positive"
     classes = ", ".join(config["id2label"].values())
     return f"""# {name.split("/")[-1]}
 
 A chest X-ray classifier (`{config["model_type"]}`, {channels} input of {config["image_size"]} x \
-{config["image_size"]} pixels) for the classes {classes}, trained on {dataset["name"]}. Its \
-Grad-CAM heatmap is a method of the model.
+{config["image_size"]} pixels) for the classes {escape_markdown(classes)}, trained on \
+{escape_markdown(dataset["name"])}. Its Grad-CAM heatmap is a method of the model.
 
-**Research only, not a medical device.** Do not use it for diagnosis, triage or any decision about \
-a patient.
+**{NOTICE}**
 
-**Decision rule:** {rule}."""
+**Decision rule:** {escape_markdown(rule)}."""
 
 
-def _usage(name: str) -> str:
+def _usage(name: str, config: dict, test: dict) -> str:
+    kind = "calibrated" if config.get("calibration") else "the network's own"
+    prior = ""
+    if config.get("prevalence") and test["task"] == "binary":
+        prior = f"""
+model.probabilities(logits, prevalence=[0.9, 0.1])  # where 10 % have {test["positive_class"]}"""
     return f"""## Use
+
+Probabilities and raw logits:
 
 ```python
 from transformers import AutoImageProcessor, AutoModel
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained("{name}", trust_remote_code=True)
-logits = model(**processor("chest.png", return_tensors="pt")).logits
+inputs = processor("chest.png", return_tensors="pt")
+logits = model(**inputs).logits  # raw
+model.probabilities(logits)  # {kind}, in the order of model.config.id2label{prior}
+logits, heatmaps = model.explain(**inputs)  # float (B, H, W) in [0, 1]
 ```
 
-Probabilities are `model.probabilities(logits)`; `model.explain(pixel_values)` gives logits and \
-heatmaps together.
+The same probabilities by name, through a pipeline:
 
 ```python
 from transformers import pipeline
 
 pipeline("image-classification", model="{name}", trust_remote_code=True)("chest.png")
+```
+
+In the browser, from the folder of the Space:
+
+```sh
+MODEL_ID={name} python app.py
 ```"""
 
 
-def _data(dataset: dict) -> str:
+def _data(dataset: dict, source: str) -> str:
     splits = dataset["splits"]
     classes = list(next(iter(splits.values()))["classes"])
     header = ["Split", "Images", "Unique images", "Patients", *classes]
@@ -163,61 +202,163 @@ def _data(dataset: dict) -> str:
         rows.append(row)
     return f"""## Data
 
-{dataset["name"]} (source `{dataset["source"]}`), images and prevalence of each class:
+{DATA_NOTES.get(source, "")}\
+{escape_markdown(dataset["name"])} (source `{dataset["source"]}`), images and prevalence of each \
+class:
 
-{markdown_table(header, rows)}
+{_table(header, rows)}
 
-No patient and no identical file is in two splits: training stops where its leak check finds one. \
-The epoch was chosen on the validation split; this run scored the test split once, at its end."""
+No patient and no identical file is in two splits: training stops where its leak check finds one."""
+
+
+def _protocol(config: dict, test: dict) -> str:
+    fitted = ""
+    if config.get("calibration"):
+        fitted = "Calibration, decision thresholds and abstention were fitted on it as well. "
+    return f"""## Protocol
+
+The epoch was chosen on the validation split. {fitted}This run scored the test split once, at its \
+end. The image processor saved with the model does all preprocessing, in training as in use. \
+Intervals are 95 % intervals of a bootstrap of {test["num_resamples"]:,} resamples of \
+patients."""
 
 
 def _training(arguments: dict, metrics: dict) -> str:
     rows = [[f"`{key}`", _plain(value)] for key, value in arguments.items()]
     device = f" on {metrics['device']}" if "device" in metrics else ""
-    return f"""## Training
+    start = ""
+    if arguments.get("pretrained"):
+        start = f" Training began with timm's ImageNet weights of `{arguments['model']}`."
+    return f"""## Training, hardware and time
 
 {metrics["num_parameters"]:,} parameters, {metrics["train_seconds"] / 60:.1f} minutes{device}; \
-the weights are those of epoch {metrics["best_epoch"]}, the best on validation AUROC.
+the weights are those of epoch {metrics["best_epoch"]}, the best on validation AUROC.{start}
 
 {markdown_table(["Argument", "Value"], rows, left=2)}"""
 
 
 def _results(metrics: dict) -> str:
     validation, test = metrics["validation"], metrics["test"]
+    binary = test["task"] == "binary"
     header = ["Metric", "Validation", "Test"]
     size = [["Images", str(validation["n"]), str(test["n"])]]
     size.append(["Patients", str(validation["patients"]), str(test["patients"])])
-    macro = "" if test["task"] == "binary" else " (macro)"
-    rows = []
+    rows, notes = [], Notes()
     for key, title in METRIC_NAMES.items():
-        if key in test:
-            title += macro if key == "auroc" else ""
-            rows.append([title, format_metric(validation[key]), format_metric(test[key])])
+        # Of more classes, the mean over them; the accuracy of the one decision has no mean.
+        own = binary or key == "accuracy"
+        pair = [split if own else split.get("macro", split) for split in (validation, test)]
+        if key in pair[1]:
+            title += "" if own else " (macro)"
+            rows.append([title, *(notes.cell(split.get(key)) for split in pair)])
+    if binary:
+        for title, key, point in fixed_points(test):
+            fixed = (split.get(key, {}).get(point) for split in (validation, test))
+            rows.append([title, *map(notes.cell, fixed)])
     text = f"""## Results
 
-Value and 95 % interval, from a bootstrap of {test["num_resamples"]} resamples of patients. \
-`predictions_validation.csv` and `predictions_test.csv` hold every logit, so that all of it can be \
-computed again. In small samples the ECE and its interval err upward.
+Value and 95 % interval. `predictions_validation.csv` and `predictions_test.csv` hold every logit, \
+so that all of it can be computed again. The validation column is optimistic, as choices were made \
+on that split. {ECE_REMARK}
 
-{markdown_table(header, size + rows)}"""
-    if "classes" not in test:
+{_table(header, size + rows, notes=notes)}"""
+    if binary:
         return text
+    notes = Notes()
     keys = ("auroc", "sensitivity", "specificity")
     header = ["Class (test)", "Images", *(METRIC_NAMES[key] for key in keys)]
     rows = [
-        [name, str(entry["tp"] + entry["fn"]), *(format_metric(entry[key]) for key in keys)]
+        [name, str(entry["tp"] + entry["fn"]), *(notes.cell(entry[key]) for key in keys)]
         for name, entry in test["classes"].items()
     ]
-    return f"{text}\n\n{markdown_table(header, rows)}"
+    return f"{text}\n\n{_table(header, rows, notes=notes)}"
+
+
+def _calibration(config: dict, metrics: dict) -> str:
+    test, calibration = metrics["test"], config.get("calibration")
+    names, task = test["class_names"], test["task"]
+    rows = [
+        ["Calibration", describe_calibration(calibration)],
+        ["Decision", describe_thresholds(config.get("thresholds"), names, task)],
+        ["Abstention", describe_abstention(config.get("abstention"), names, task)],
+    ]
+    if config.get("prevalence"):
+        rows.append(["Share in validation", shares(config["prevalence"], names, task)])
+    parts = ["## Calibration and thresholds", _table(["What", "How"], rows, 2)]
+    if calibration and "log_loss" in calibration:
+        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in calibration["log_loss"].items())
+        parts.append(
+            f"Cross-validated log loss of the candidates on {calibration['n']:,} validation "
+            f"images: {losses}."
+        )
+    raw = metrics.get("uncalibrated_test")
+    if raw:
+        header = ["Test", "Before calibration", "After"]
+        pairs = [("", raw, test)]
+        if task != "binary":
+            pairs = [(f"{name}: ", raw["classes"][name], test["classes"][name]) for name in names]
+        notes = Notes()
+        rows = [
+            [f"{prefix}{METRIC_NAMES[key]}", notes.cell(before[key]), notes.cell(after[key])]
+            for prefix, before, after in pairs
+            for key in CALIBRATED_METRICS
+            if key in before and key in after
+        ]
+        parts.append(_table(header, rows, notes=notes))
+    return "\n\n".join(parts)
 
 
 def _figures(run_dir: Path) -> str:
     found = [
-        f"![{title}](figures/{file})"
-        for file, title in FIGURES.items()
-        if (run_dir / "figures" / file).is_file()
+        f"![{figure_title(path.stem)}](figures/{path.name})"
+        for path in sorted((run_dir / "figures").glob("*.png"))
     ]
     return "\n\n".join(["## Figures", *(found or ["This run has none."])])
+
+
+def _evidence(evidence: list[dict], test: dict) -> str:
+    if not evidence:
+        return ""
+    header = ["Images", "n", "Patients", *(METRIC_NAMES[key] for key in EVIDENCE_METRICS)]
+    rows, lines, notes = [], [], Notes()
+    for item in [{**test, "name": "test split", "metrics": test}, *evidence]:
+        cells = [notes.cell(item["metrics"].get(key)) for key in EVIDENCE_METRICS]
+        rows.append([item["name"], f"{item['n']:,}", f"{item['patients']:,}", *cells])
+    for item in evidence:
+        sentences = [_fall(item["metrics"].get("auroc"), test["auroc"]), item.get("note", "")]
+        text = " ".join(sentence for sentence in sentences if sentence)
+        if text:
+            lines.append(f"- {escape_markdown(item['name'])}: {escape_markdown(text)}")
+    return "\n\n".join(
+        [
+            "## External validation and shortcuts",
+            "The model as it stands, nothing fitted again, on other data and on altered images:",
+            _table(header, rows, notes=notes),
+            *(["\n".join(lines)] if lines else []),
+        ]
+    )
+
+
+def _fall(found: dict | None, test: dict) -> str:
+    """A sentence where the AUROC is below that of the test split, else ""."""
+    if not found or found["value"] is None or test["value"] is None:
+        return ""
+    fall = test["value"] - found["value"]
+    if fall <= 0:
+        return ""
+    text = f"AUROC falls by {fall:.3f}, from {test['value']:.3f} to {found['value']:.3f}"
+    if found.get("high") is None or test.get("low") is None:
+        return f"{text}."
+    apart = found["high"] < test["low"]
+    return f"{text}; the two intervals {'do not overlap' if apart else 'overlap'}."
+
+
+def _table(
+    header: list[str], rows: list[list[str]], left: int = 1, notes: Notes | None = None
+) -> str:
+    header, *rows = ([escape_markdown(cell) for cell in row] for row in [header, *rows])
+    lines = [escape_markdown(line) for line in notes.lines] if notes else []
+    return "\n\n".join([markdown_table(header, rows, left), *lines])
 
 
 def _plain(value: object) -> str:

@@ -50,22 +50,28 @@ def replace_block(path: str | Path, name: str, text: str) -> None:
     write_text(path, f"{before}{start}\n{text}\n{end}{after}")
 
 
-def read_json(path: Path, keys: tuple[str, ...]) -> dict:
-    """The object in a JSON file.
+def read_json(
+    path: Path, keys: tuple[str, ...], writer: str = "train.py", many: bool = False
+) -> dict | list[dict]:
+    """The object in a JSON file, or its list of objects where there are `many`.
 
     Raises:
-        ValueError: not a JSON object, or one of `keys` is missing.
+        ValueError: not a JSON object (or a list of them), or one lacks a key of `keys`; the
+            sentence says that `writer` writes such files.
         OSError: the file cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}; an object is needed.")
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; train.py writes them at its end.")
+    if many and not isinstance(content, list):
+        raise ValueError(f"{path} holds a JSON {type(content).__name__}; a list is needed.")
+    for entry in content if many else [content]:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path} holds a JSON {type(entry).__name__}; an object is needed.")
+        missing = [key for key in keys if key not in entry]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}; {writer} writes such files.")
     return content
 
 

@@ -1,6 +1,8 @@
 """The model card and the results table say what a run's files say."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,11 +88,126 @@ def test_the_text_holds_what_a_reader_needs(tmp_path):
         "| `note` | a\\|b |",
         "128 x 128",
         "one paediatric centre",
+        "MODEL_ID=org/name python app.py",
+        "Decision | the class with the largest probability",
+        "| 12a | How the data were divided |",
+        "| 6a | Setting, number and place of the centres |",
     ):
         assert part in squeezed, part
     assert "](figures/roc.png)" in text
     assert "confusion_matrix.png" not in text  # this run has no such figure
     assert not any(word in text for word in ("None", "nan", str(tmp_path)))
+    assert "External validation and shortcuts" not in text  # nor has it evidence
+    assert "class_weights" not in text and "| 13 " not in text
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        ast.parse(block)
+
+
+def test_what_was_fitted_on_validation_is_stated(tmp_path):
+    files = make_run(tmp_path)
+    calibration = {"method": "temperature", "temperature": 1.234, "n": 80}
+    calibration["log_loss"] = {"identity": 0.3142, "temperature": 0.2718}
+    operation = {
+        "calibration": calibration,
+        "thresholds": [0.4235],
+        "abstention": [[0.3, 0.6125]],
+        "prevalence": [0.257, 0.743],
+    }
+    raw = compute_metrics(read_predictions(tmp_path / "predictions_validation.csv"), 20)
+    metrics = files["metrics"] | {"uncalibrated_test": raw}
+    ppv = metrics["validation"]["ppv_at_prevalence"]["0.1"]
+    fixed = {"value": 0.31, "low": 0.25, "high": 0.375}
+    metrics["test"]["ppv_at_prevalence"] = {"0.1": fixed}
+    (tmp_path / "config.json").write_text(json.dumps(files["config"] | operation))
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    text = " ".join(write_model_card(tmp_path).read_text().split())
+    for part in (
+        "**Decision rule:** a probability of at least 0.423 for PNEUMONIA; PNEUMONIA counts as",
+        "| Calibration | temperature scaling, T = 1.234 |",
+        "| Abstention | a probability of 0.300 to 0.613 for PNEUMONIA |",
+        "| Share in validation | PNEUMONIA 74.3% |",
+        "80 validation images: identity 0.3142, temperature 0.2718.",
+        "model.probabilities(logits) # calibrated",
+        "model.probabilities(logits, prevalence=[0.9, 0.1]) # where 10 % have PNEUMONIA",
+        "Calibration, decision thresholds and abstention were fitted on it as well.",
+        f"| PPV where 10% have it | {format_metric(ppv)} | 0.310 [0.250, 0.375] |",
+    ):
+        assert part in text, part
+    for key in ("brier", "ece", "log_loss"):
+        after = files["metrics"]["test"][key]
+        row = f"| {METRIC_NAMES[key]} | {format_metric(raw[key])} | {format_metric(after)} |"
+        assert row in text
+
+
+def test_evidence_is_a_table_and_a_fall_is_said(tmp_path):
+    files = make_run(tmp_path)
+    auroc = files["metrics"]["test"]["auroc"]
+    near = {"value": auroc["value"] - 0.001, "low": auroc["low"], "high": auroc["high"]}
+    evidence = [
+        {
+            "name": "adults <x|y>",
+            "n": 1234,
+            "patients": 1000,
+            "metrics": {"auroc": {"value": 0.51, "low": 0.48, "high": 0.54}},
+            "note": "Another hospital.",
+        },
+        {"name": "no borders", "n": 120, "patients": 60, "metrics": {"auroc": near}},
+        {"name": "same", "n": 120, "patients": 60, "metrics": {"auroc": auroc}},
+        {
+            "name": "sick only",
+            "n": 9,
+            "patients": 9,
+            "metrics": {"auroc": {"value": None, "reason": "needs images with and without X"}},
+        },
+    ]
+    (tmp_path / "evidence.json").write_text(json.dumps(evidence))
+    text = write_model_card(tmp_path).read_text()
+    section = text.split("## External validation and shortcuts")[1].split("## Limitations")[0]
+    squeezed = " ".join(section.split())
+    stated = f"{auroc['value']:.3f}"
+    for part in (
+        f"| test split | 120 | {files['metrics']['test']['patients']} | {format_metric(auroc)} |",
+        "| adults &lt;x\\|y> | 1,234 | 1,000 | 0.510 [0.480, 0.540] | - | - | - | - |",
+        f"- adults &lt;x|y>: AUROC falls by {auroc['value'] - 0.51:.3f}, from {stated} to 0.510; "
+        "the two intervals do not overlap. Another hospital.",
+        f"- no borders: AUROC falls by 0.001, from {stated} to {near['value']:.3f}; the two "
+        "intervals overlap.",
+        "| sick only | 9 | 9 | undefined (note 1) |",
+        "Note 1: needs images with and without X.",
+    ):
+        assert part in squeezed, part
+    assert "- same" not in section
+    (tmp_path / "evidence.json").write_text('[{"name": "x"}]')
+    with pytest.raises(ValueError, match=r"evidence\.json lacks n, patients, metrics"):
+        write_model_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "base_model"),
+    [
+        ({"model": "densenet121", "pretrained": False}, None),
+        ({"model": "densenet121", "pretrained": True}, None),  # which weights, its name leaves open
+        ({"model": "resnet18.a1_in1k", "pretrained": True}, "timm/resnet18.a1_in1k"),
+        ({"model": "resnet18.a1_in1k", "pretrained": False}, None),
+        ({"model": "org/cxr-densenet121"}, "org/cxr-densenet121"),
+        ({"model": "my-folder"}, None),
+    ],
+)
+def test_the_base_model_is_what_the_arguments_tell(tmp_path, arguments, base_model):
+    make_run(tmp_path)
+    (tmp_path / "training_args.json").write_text(json.dumps(arguments))
+    card = ModelCard.load(write_model_card(tmp_path))
+    assert card.data.base_model == base_model
+    assert ("timm's ImageNet weights" in card.text) is arguments.get("pretrained", False)
+
+
+def test_phantoms_make_no_claim_on_patients(tmp_path):
+    make_run(tmp_path, source="phantom", dataset="phantom")
+    text = write_model_card(tmp_path).read_text()
+    assert "TRIPOD" not in text and "paediatric" not in text
+    assert "say nothing about real X-rays" in text
 
 
 def test_the_folder_is_named_where_there_is_no_repository(tmp_path):
@@ -122,7 +239,7 @@ def test_the_card_of_more_classes_has_a_row_each(tmp_path, multi_label):
     read = {r.metric_type: r.metric_value for r in ModelCard.load(path).data.eval_results}
     assert read["roc_auc"] == test["auroc"]["value"]
     assert ("accuracy" in read) is not multi_label
-    assert ("exceeds 0.5" in path.read_text()) is multi_label
+    assert ("probability above 0.5" in path.read_text()) is multi_label
 
 
 def test_undefined_metrics_stay_out_of_the_index(tmp_path):
@@ -133,7 +250,8 @@ def test_undefined_metrics_stay_out_of_the_index(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     card = ModelCard.load(write_model_card(tmp_path))
     assert "AUROC" not in {result.metric_name for result in card.data.eval_results}
-    assert "undefined" in card.text
+    assert "undefined (note 1)" in card.text
+    assert "Note 1: needs images with and without PNEUMONIA." in card.text
     assert "undefined" in results_table([tmp_path])
 
 
