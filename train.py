@@ -5,8 +5,6 @@
 Processes, precision and gradient accumulation are `accelerate launch`'s own flags.
 """
 
-import csv
-import json
 import logging
 import math
 import os
@@ -17,9 +15,9 @@ from pathlib import Path
 
 import torch
 from accelerate import skip_first_batches
-from accelerate.utils import broadcast, set_seed, tqdm
+from accelerate.utils import set_seed, tqdm
+from datasets import DatasetDict
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
 from datasets_scripts import (
@@ -28,21 +26,22 @@ from datasets_scripts import (
     describe,
     label_sets,
     load_cxr_dataset,
+    make_variant,
     regroup,
 )
 from evaluation.metrics import compute_metrics, format_metric
-from evaluation.model_card import write_model_card
-from evaluation.plots import plot_confusion_matrix, plot_roc, plot_training_curves
-from evaluation.predictions import Predictions, read_predictions, write_predictions
 from modeling import create_model
 from modeling.loss_cxr import classification_loss
-from training.arguments import parse_args, recipe
+from modeling.modeling_cxr import half_state
+from training.arguments import FINAL, parse_args, recipe
 from training.augmentation import augment
 from training.averaging import weight_average
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
 from training.data import decode_splits, summarize
+from training.inference import make_loader, predict, to_predictions
 from training.launch import make_accelerator
 from training.publish import check_hub, push_run
+from training.run_folder import write_run
 
 logger = logging.getLogger("train")
 
@@ -115,87 +114,12 @@ def balanced_weights(train, names):
 # --------------------------------------------------------------------------------------- evaluation
 
 
-@torch.no_grad()
-def predict(model, loader, processor, accelerator):
-    """Logits of every image once, whatever the number of processes, in the split's order."""
-    model.eval()
-    # Each process keeps batch statistics of its own; those of the first are the ones saved.
-    for buffer in model.buffers():
-        broadcast(buffer)
-    indices, logits = [], []
-    for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False):
-        pixel_values = processor.normalize(batch["pixels"])
-        output = model(pixel_values.contiguous(memory_format=torch.channels_last)).logits
-        index, output = accelerator.gather_for_metrics((batch["index"], output))
-        indices.append(index.cpu())
-        logits.append(output.float().cpu())
-    index, logits = torch.cat(indices), torch.cat(logits)
-    order = index.argsort()
-    if not torch.equal(index[order], torch.arange(len(loader.dataset))):
-        raise RuntimeError(f"{len(index)} predictions for {len(loader.dataset)} images.")
-    return logits[order]
-
-
-def to_predictions(split, logits, name):
-    return Predictions(
-        split.image_ids,
-        split.patient_ids,
-        split.labels.astype(bool) if split.multi_label else split.labels,
-        logits.double().numpy(),
-        tuple(split.class_names),
-        name,
-        split.multi_label,
-    )
-
-
 def choosing_auroc(predictions):
     """AUROC, the mean over the classes where there are more than two."""
     auroc = compute_metrics(predictions, num_resamples=0)["auroc"]
     if auroc["value"] is None:
         raise ValueError(f"the validation split has no AUROC to choose by: it {auroc['reason']}.")
     return auroc["value"]
-
-
-# ------------------------------------------------------------------------------------------- report
-
-
-def write_run(folder, model, processor, splits, logits, progress, args, dataset, device):
-    """The run folder: model, code, predictions, metrics, figures, card."""
-    (folder / "figures").mkdir(parents=True)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    metrics = {
-        "best_epoch": progress["best_epoch"],
-        "train_seconds": progress["seconds"],
-        "num_parameters": model.num_parameters(),
-        "device": device,
-    }
-    for name in ("validation", "test"):
-        split, path = splits[name], folder / f"predictions_{name}.csv"
-        write_predictions(
-            path,
-            split.image_ids,
-            split.patient_ids,
-            split.labels,
-            logits[name].numpy(),
-            split.class_names,
-            name,
-            split.multi_label,
-        )
-        predictions = read_predictions(path)
-        metrics[name] = compute_metrics(predictions, seed=args.seed)
-    plot_confusion_matrix(predictions, folder / "figures" / "confusion_matrix.png")
-    plot_roc(predictions, folder / "figures" / "roc.png", seed=args.seed)
-    with open(folder / "history.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, progress["history"][0])
-        writer.writeheader()
-        writer.writerows(progress["history"])
-    plot_training_curves(folder / "history.csv", folder / "figures" / "training_curves.png")
-    contents = {"metrics": metrics, "training_args": recipe(args), "dataset": dataset}
-    for name, content in contents.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-    write_model_card(folder, args.hub_model_id or Path(args.output_dir).resolve().name)
-    return metrics
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -226,6 +150,10 @@ def main(argv: list[str]) -> None:
         dataset = load_data(args)
         model, processor = build_model(dataset["train"], args)
         splits = decode_splits(dataset, processor, args.cache_dir, args.max_unreadable)
+        if args.operation_variant:
+            altered = make_variant(dataset["validation"], args.operation_variant)
+            altered = DatasetDict({"operation": altered})
+            splits |= decode_splits(altered, processor, args.cache_dir, args.max_unreadable)
     told = recipe(args)
     summary = summarize(dataset, told["dataset_path"] or told["dataset"])
     # Before any training: ids that clash, or a validation split without an AUROC to choose by.
@@ -236,11 +164,8 @@ def main(argv: list[str]) -> None:
     batch_sizes = {"train": args.per_device_train_batch_size}
     loaders = {
         name: accelerator.prepare(
-            DataLoader(
-                split,
-                shuffle=name == "train",
-                batch_size=batch_sizes.get(name, args.per_device_eval_batch_size),
-                collate_fn=lambda batch: batch,
+            make_loader(
+                split, batch_sizes.get(name, args.per_device_eval_batch_size), name == "train"
             )
         )
         for name, split in splits.items()
@@ -276,7 +201,8 @@ def main(argv: list[str]) -> None:
     progress["recipe"] = {**told, "num_processes": accelerator.num_processes}
     best = {}
     if args.resume_from_checkpoint:
-        progress, checkpoint = load_checkpoint(accelerator, checkpoints, progress["recipe"])
+        fixed = {key: value for key, value in progress["recipe"].items() if key not in FINAL}
+        progress, checkpoint = load_checkpoint(accelerator, checkpoints, fixed)
         best = load_file(checkpoint / "best.safetensors")
         logger.info("Resuming from %s", checkpoint)
     started = time.monotonic() - progress["seconds"]
@@ -369,10 +295,12 @@ def main(argv: list[str]) -> None:
     # Evaluation of the best weights, in full precision, as whoever loads them will run them
     final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     final.load_state_dict(best)
-    logits = {
-        name: predict(final, loaders[name], processor, accelerator)
-        for name in ("validation", "test")
-    }
+    if args.half:
+        final.load_state_dict(half_state(final))
+    scored = [
+        name for name in splits if name != "train" and not (name == "test" and args.skip_test)
+    ]
+    logits = {name: predict(final, loaders[name], processor, accelerator) for name in scored}
     if accelerator.is_main_process:
         partial = output_dir / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -385,9 +313,9 @@ def main(argv: list[str]) -> None:
             for file in sorted(path for path in partial.rglob("*") if path.is_file()):
                 os.replace(file, output_dir / file.relative_to(partial))
             shutil.rmtree(partial)
-        logger.info(
-            "Test AUROC %s. Written to %s", format_metric(metrics["test"]["auroc"]), output_dir
-        )
+        last = "validation" if args.skip_test else "test"
+        auroc = format_metric(metrics[last]["auroc"])
+        logger.info("%s AUROC %s. Written to %s", last.capitalize(), auroc, output_dir)
         if args.push_to_hub:
             logger.info("Pushed to %s", push_run(output_dir, args.hub_model_id))
     accelerator.end_training()

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from datasets_scripts import load_cxr_dataset
+from evaluation.calibration import apply_operation, fit_operation
 from evaluation.metrics import compute_metrics
 from evaluation.predictions import read_predictions
 from modeling import create_model
@@ -32,6 +33,7 @@ FLAGS = [
     *("--num_train_epochs", "2", "--per_device_train_batch_size", "8"),
     *("--class_weights", "balanced", "--ema_decay", "0.9", "--checkpointing_steps", "5"),
 ]
+FIGURES = ("training_curves", "confusion_matrix", "roc")
 LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_cpu_threads_per_process=1"]
 
 
@@ -58,12 +60,13 @@ def test_a_run_ends_with_model_predictions_metrics_figures_and_card(finished):
     assert names == {
         *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
         *("configuration_cxr.py", "modeling_cxr.py", "loss_cxr.py", "grad_cam_cxr.py"),
-        *("pipeline_cxr.py", "image_processing_cxr.py"),
+        *("pipeline_cxr.py", "image_processing_cxr.py", "calibration_cxr.py"),
         *("predictions_validation.csv", "predictions_test.csv", "metrics.json", "history.csv"),
         *("training_args.json", "dataset.json"),
-        *(f"figures/{name}.png" for name in ("training_curves", "confusion_matrix", "roc")),
+        *(f"figures/{name}.png" for name in FIGURES),
+        *(f"figures/{name}.svg" for name in FIGURES),
     }
-    for figure in (folder / "figures").iterdir():
+    for figure in (folder / "figures").glob("*.png"):
         with Image.open(figure) as image:
             assert min(image.size) > 300
     assert "images/s" in result.stderr
@@ -74,8 +77,13 @@ def test_metrics_and_card_are_those_of_the_predictions_file(finished):
     folder, _, _ = finished
     metrics = json.loads((folder / "metrics.json").read_text())
     predictions = read_predictions(folder / "predictions_test.csv")
-    assert metrics["test"] == compute_metrics(predictions, seed=42)
+    assert metrics["uncalibrated_test"] == compute_metrics(predictions, seed=42)
+    operation = fit_operation(read_predictions(folder / "predictions_validation.csv"))
+    operated = apply_operation(predictions, operation)
+    assert metrics["test"] == compute_metrics(operated, seed=42)
     assert metrics["test"]["n"] == 33
+    config = json.loads((folder / "config.json").read_text())
+    assert {name: config[name] for name in operation} == operation
     results = ModelCard.load(folder / "README.md").data.eval_results
     assert metrics["test"]["auroc"]["value"] in [result.metric_value for result in results]
 

@@ -8,7 +8,8 @@ import yaml
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from datasets_scripts import SOURCES
+from datasets_scripts import SOURCES, VARIANTS
+from evaluation.operating_points import RULES
 from modeling.configuration_cxr import LOSSES
 
 MANY = 10**9
@@ -30,8 +31,15 @@ RANGES = {
     "max_shift": (0, 1),
     "max_contrast": (0, 1),
     "early_stopping_patience": (0, MANY),
+    "target_sensitivity": (0, 1),
+    "abstain_share": (0, 0.9),
     "seed": (0, 2**31 - 1),
     "checkpointing_steps": (0, MANY),
+}
+# What comes after the training: a finished run can be resumed with others.
+FINAL = {
+    *("skip_test", "threshold_rule", "target_sensitivity", "abstain_share"),
+    *("operation_variant", "half"),
 }
 # What may differ between a run and its continuation, or says where things are on one machine.
 LOCAL = {
@@ -61,7 +69,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
     add = parser.add_argument_group("data").add_argument
     known = ", ".join(SOURCES)
-    add("--dataset", default="phantom", help=f"{known}, a folder, a zip, or a Hub dataset id")
+    add("--dataset", default="phantom", help=f"{known}, a folder, a zip, a CSV, or a Hub id")
     pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
     add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
     add("--dataset_options", help="the source's own, as validation_share=0.2", **pairs)
@@ -98,7 +106,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--max_contrast", type=float, default=0.3, help="augmentation: share, gain and gamma")
     add("--early_stopping_patience", type=int, default=0, help="epochs; 0 never stops early")
 
+    add = parser.add_argument_group("operating point, fitted on validation").add_argument
+    add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
+    add("--target_sensitivity", type=float, default=0.95, help="for --threshold_rule sensitivity")
+    add("--abstain_share", type=float, default=0.1, help="of images left to a human reader")
+    add("--operation_variant", choices=sorted(VARIANTS), help="fit on validation images so altered")
+
     add = parser.add_argument_group("run").add_argument
+    add("--half", action="store_true", help="store matrices and kernels as float16")
+    add("--skip_test", action="store_true", help="leave the test split alone, as in a search")
     add("--output_dir", default="runs/cxr", help="the model folder")
     add("--seed", type=int, default=42, help="of weights, order and augmentation")
     add("--checkpointing_steps", type=int, default=0, help="0: at the end of each epoch only")

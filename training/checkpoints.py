@@ -80,7 +80,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, recipe: dict) -> tup
     """Restores the newest checkpoint into what `accelerator` prepared.
 
     Args:
-        recipe: the arguments of this run, which must be those of the checkpoint's `progress`.
+        recipe: what must be the same in the checkpoint's `progress`.
 
     Returns:
         The `progress` saved with it, and its folder.

@@ -1,0 +1,68 @@
+"""Logits of a split, each image once, in the split's order."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, tqdm
+from torch.utils.data import DataLoader
+
+from evaluation.predictions import Predictions
+from modeling import CxrImageProcessor
+from training.data import PixelDataset
+
+
+def make_loader(split: PixelDataset, batch_size: int, shuffle: bool = False) -> DataLoader:
+    """Batches as `PixelDataset` gives them; not yet prepared by Accelerate."""
+    return DataLoader(split, batch_size, shuffle=shuffle, collate_fn=lambda batch: batch)
+
+
+@torch.no_grad()
+def predict(
+    model: torch.nn.Module,
+    loader: DataLoader,
+    processor: CxrImageProcessor,
+    accelerator: Accelerator,
+) -> torch.Tensor:
+    """Logits of every image once, whatever the number of processes, in the split's order.
+
+    Args:
+        loader: prepared by `accelerator`.
+
+    Returns:
+        float32 (N, K), on the CPU.
+    """
+    model.eval()
+    # Each process keeps batch statistics of its own; those of the first are the ones saved.
+    for buffer in model.buffers():
+        broadcast(buffer)
+    indices, logits = [], []
+    for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False):
+        pixel_values = processor.normalize(batch["pixels"])
+        output = model(pixel_values.contiguous(memory_format=torch.channels_last)).logits
+        index, output = accelerator.gather_for_metrics((batch["index"], output))
+        indices.append(index.cpu())
+        logits.append(output.float().cpu())
+    index, logits = torch.cat(indices), torch.cat(logits)
+    order = index.argsort()
+    if not torch.equal(index[order], torch.arange(len(loader.dataset))):
+        raise RuntimeError(f"{len(index)} predictions for {len(loader.dataset)} images.")
+    return logits[order]
+
+
+def to_predictions(
+    split: PixelDataset,
+    logits: torch.Tensor,
+    name: str,
+    extra: dict[str, np.ndarray] | None = None,
+) -> Predictions:
+    """Logits (N, K) joined to what the split says of its images."""
+    return Predictions(
+        split.image_ids,
+        split.patient_ids,
+        split.labels.astype(bool) if split.multi_label else split.labels,
+        logits.double().numpy(),
+        tuple(split.class_names),
+        name,
+        split.multi_label,
+        extra=extra or {},
+    )

@@ -1,0 +1,95 @@
+"""What a run leaves behind: the model repository."""
+
+import csv
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from evaluation.calibration import apply_operation, fit_operation
+from evaluation.metrics import compute_metrics
+from evaluation.model_card import write_model_card
+from evaluation.plots import plot_confusion_matrix, plot_roc, plot_training_curves
+from evaluation.predictions import read_predictions, write_predictions
+from modeling import CxrImageProcessor
+from modeling.modeling_cxr import CxrPreTrainedModel, save_half
+from training.arguments import recipe
+from training.data import PixelDataset
+
+
+def write_run(
+    folder: Path,
+    model: CxrPreTrainedModel,
+    processor: CxrImageProcessor,
+    splits: dict[str, PixelDataset],
+    logits: dict[str, torch.Tensor],
+    progress: dict,
+    args: Namespace,
+    dataset: dict,
+    device: str,
+) -> dict:
+    """Writes model, code, predictions, metrics, figures and card.
+
+    Calibration, threshold and abstention band are fitted on the split "operation", or on
+    validation where there is none, and saved in the configuration; the metrics of every split are
+    at that operating point.
+
+    Args:
+        logits: float32 (N, K) of "validation", perhaps "operation" (validation images altered), and
+            "test" unless the run skipped it.
+        progress: `best_epoch`, `seconds` and `history` of the loop.
+        dataset: the summary of `training.data.summarize`.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    (folder / "figures").mkdir(parents=True)
+    read = {}
+    for name in logits:
+        split, path = splits[name], folder / f"predictions_{name}.csv"
+        write_predictions(
+            path,
+            split.image_ids,
+            split.patient_ids,
+            split.labels,
+            logits[name].numpy(),
+            split.class_names,
+            name,
+            split.multi_label,
+        )
+        read[name] = read_predictions(path)
+    fitted_on = "operation" if "operation" in read else "validation"
+    operation = fit_operation(
+        read[fitted_on], args.threshold_rule, args.target_sensitivity, args.abstain_share
+    )
+    model.config.set_operation(operation)
+    save_half(model, folder) if args.half else model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    metrics = {
+        "best_epoch": progress["best_epoch"],
+        "train_seconds": progress["seconds"],
+        "num_parameters": model.num_parameters(),
+        "device": device,
+    }
+    for name, raw in read.items():
+        metrics[name] = compute_metrics(apply_operation(raw, operation), seed=args.seed)
+        metrics[f"uncalibrated_{name}"] = compute_metrics(raw, seed=args.seed)
+    operated = apply_operation(read.get("test", read["validation"]), operation)
+    figures, title = folder / "figures", Path(args.output_dir).resolve().name
+    plot_confusion_matrix(operated, figures / "confusion_matrix.png")
+    plot_roc({title: operated}, figures / "roc.png", seed=args.seed)
+    with open(folder / "history.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, progress["history"][0])
+        writer.writeheader()
+        writer.writerows(progress["history"])
+    plot_training_curves({title: folder / "history.csv"}, figures / "training_curves.png")
+    contents = {"metrics": metrics, "training_args": recipe(args), "dataset": dataset}
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    if "test" in logits:
+        write_model_card(folder, args.hub_model_id or title)
+    return metrics
