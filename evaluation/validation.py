@@ -1,0 +1,201 @@
+"""A report folder from its predictions: metrics.json, figures, report.html and report.md.
+
+Nothing here needs a model or an image, so that anyone can score the files again.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.bootstrap import interval, resample_weights
+from evaluation.calibration import adjust_prevalence, apply_operation, estimate_prevalence
+from evaluation.compare import compare_models
+from evaluation.error_analysis import subgroups
+from evaluation.metrics import compute_metrics
+from evaluation.operating_points import abstains
+from evaluation.plots import (
+    plot_confusion_matrix,
+    plot_decision_curve,
+    plot_forest,
+    plot_pr,
+    plot_reliability,
+    plot_roc,
+    plot_scores,
+    plot_threshold_sweep,
+)
+from evaluation.predictions import Predictions, read_predictions_by_model, write_text
+from evaluation.report import write_report
+from evaluation.saliency import compare_saliency, read_saliency, summarize_saliency
+from evaluation.table import read_json
+
+NO_OPERATION = {"calibration": None, "thresholds": None, "abstention": None, "prevalence": None}
+
+
+def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -> dict:
+    """Compute everything in a report folder from its predictions.csv.
+
+    Read are predictions.csv and context.json, which says what was validated and holds each model's
+    operation, and saliency.csv where it is there.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        ValueError: a file that is damaged or does not fit the others.
+        OSError: a file is missing or cannot be written.
+    """
+    folder = Path(folder)
+    context = read_json(folder / "context.json", ("title", "command", "dataset", "models"))
+    raw = read_predictions_by_model(folder / "predictions.csv")
+    for name in raw:
+        if name not in context["models"]:
+            raise ValueError(f"predictions.csv has the model {name!r}, context.json has not.")
+    operated = {
+        name: apply_operation(part, context["models"][name]["operation"] or NO_OPERATION)
+        for name, part in raw.items()
+    }
+    report = {**context, "num_resamples": num_resamples, "seed": seed, "models": {}}
+    for name, predictions in operated.items():
+        operation = context["models"][name]["operation"] or NO_OPERATION
+        report["models"][name] = {
+            **context["models"][name],
+            "metrics": compute_metrics(predictions, num_resamples, seed),
+            "uncalibrated": compute_metrics(raw[name], num_resamples, seed),
+            "prevalence": _under_prevalences(
+                predictions, operation, context.get("prevalence"), num_resamples, seed
+            ),
+            "abstention": _abstaining(predictions, operation, num_resamples, seed),
+            "subgroups": subgroups(predictions, num_resamples=num_resamples, seed=seed),
+            "saliency": None,
+        }
+    names = list(operated)
+    pairs = [(a, b) for i, b in enumerate(names) for a in names[i + 1 :]]
+    report["comparisons"] = [
+        {"a": a, "b": b, **compare_models(operated[a], operated[b], num_resamples, seed)}
+        for a, b in pairs
+    ]
+    report["saliency_comparisons"] = []
+    if (folder / "saliency.csv").is_file():
+        rows = read_saliency(folder / "saliency.csv")
+        for name, measures in summarize_saliency(rows, num_resamples, seed).items():
+            report["models"][name]["saliency"] = measures
+        report["saliency_comparisons"] = [
+            {"a": a, "b": b, **compare_saliency(rows, a, b, num_resamples, seed)} for a, b in pairs
+        ]
+    stages = {}
+    if (folder / "randomization.json").is_file():
+        stages = read_json(folder / "randomization.json", tuple(names), "validate.py")
+    for name, entries in stages.items():
+        report["models"][name]["randomization"] = entries
+    write_text(folder / "metrics.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    _draw(folder / "figures", operated, report, num_resamples, seed)
+    write_report(folder)
+    return report
+
+
+def bare_context(predictions_csv: Path, command: str) -> dict:
+    """The context of a predictions file that comes alone: nothing is known but its content."""
+    models = read_predictions_by_model(predictions_csv)
+    first = next(iter(models.values()))
+    return {
+        "title": f"Scores of {predictions_csv.name}",
+        "command": command,
+        "dataset": describe_predictions(first, predictions_csv.name),
+        "models": {
+            name: {"id": name, "weights_sha256": None, "num_parameters": None, "operation": None}
+            for name in models
+        },
+    }
+
+
+def describe_predictions(predictions: Predictions, name: str) -> dict:
+    """The `dataset` entry of context.json, as far as predictions tell."""
+    labels = predictions.labels
+    if not predictions.multi_label:
+        labels = labels[:, None] == np.arange(len(predictions.class_names))
+    return {
+        "name": name,
+        "source": "unknown",
+        "split": predictions.split,
+        "variant": None,
+        "n": len(labels),
+        "patients": len(np.unique(predictions.patient_id)),
+        "classes": dict(zip(predictions.class_names, labels.sum(axis=0).tolist())),
+        "fingerprint": "unknown",
+    }
+
+
+def _under_prevalences(predictions, operation, stated, num_resamples, seed):
+    """Accuracy and ECE at p = 0.5 as calibrated, and corrected to other prevalences."""
+    if predictions.multi_label or operation["prevalence"] is None:
+        return None
+    old = operation["prevalence"]
+    counts = np.bincount(predictions.labels, minlength=len(predictions.class_names))
+    shares = {"validation": old, "em": estimate_prevalence(predictions, old).tolist()}
+    if counts.min() > 0:
+        shares["true"] = (counts / counts.sum()).tolist()
+    if stated is not None:
+        shares[f"stated {stated:g}"] = [1 - stated, stated]
+    found = {}
+    for name, new in shares.items():
+        adjusted = replace(adjust_prevalence(predictions, old, new), thresholds=None)
+        metrics = compute_metrics(adjusted, num_resamples, seed)
+        found[name] = {"prevalence": new}
+        found[name] |= {key: metrics[key] for key in ("accuracy", "ece") if key in metrics}
+    return found
+
+
+def _abstaining(predictions, operation, num_resamples, seed):
+    """Coverage, and metrics over the images outside the abstention band; binary tasks."""
+    if operation["abstention"] is None or predictions.multi_label:
+        return None
+    kept = ~abstains(predictions.probabilities[:, 1:], operation["abstention"])[:, 0]
+    weights = np.concatenate(
+        list(resample_weights(predictions.patient_id, num_resamples, seed))
+        or [np.empty((0, len(kept)))]
+    )
+    coverage = weights @ kept / weights.sum(axis=1)
+    patients = len(np.unique(predictions.patient_id))
+    share = float(kept.mean())
+    found = {"coverage": {"value": share, **interval(share, coverage, patients, "logit")}}
+    if not kept.any():
+        return found
+    rest = replace(
+        predictions,
+        **{
+            name: getattr(predictions, name)[kept]
+            for name in ("image_id", "patient_id", "labels", "logits")
+        },
+        extra={},
+    )
+    metrics = compute_metrics(rest, num_resamples, seed)
+    return found | {key: metrics[key] for key in ("accuracy", "sensitivity", "specificity")}
+
+
+def _draw(folder, models, report, num_resamples, seed):
+    folder.mkdir(exist_ok=True)
+    plot_roc(models, folder / "roc.png", num_resamples, seed)
+    plot_pr(models, folder / "pr.png", num_resamples, seed)
+    plot_reliability(models, folder / "reliability.png", num_resamples, seed)
+    plot_decision_curve(models, folder / "decision_curve.png")
+    for name, predictions in models.items():
+        plot_confusion_matrix(predictions, folder / f"confusion_matrix_{name}.png")
+        plot_scores(predictions, folder / f"scores_{name}.png")
+        if predictions.multi_label or len(predictions.class_names) == 2:
+            plot_threshold_sweep(predictions, folder / f"threshold_sweep_{name}.png")
+        rows = [
+            (f"{group['column']}: {group['value']}", group["metrics"]["auroc"], group["n"])
+            for group in report["models"][name]["subgroups"]
+            if "auroc" in group["metrics"]
+        ]
+        if rows:
+            whole = report["models"][name]["metrics"]
+            rows = [("all images", whole["auroc"], whole["n"]), *rows]
+            plot_forest(rows, folder / f"forest_{name}.png", f"{name}: subgroups", "AUROC")
+        stages = report["models"][name].get("randomization", [])
+        rows = [(f"down to {stage['layers']}", stage, stage["n"]) for stage in stages]
+        if rows:
+            path = folder / f"saliency_randomisation_{name}.png"
+            plot_forest(rows, path, f"{name}: heatmaps after randomisation", "Rank correlation")
