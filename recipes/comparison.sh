@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# The comparison of RESULTS.md, from the images to the page. What is finished is not done again.
+#
+#   recipes/comparison.sh DATA
+#
+# DATA holds chest_xray/ (the Kaggle layout), kermany_extra/ (manifest.csv, lung_masks/) and
+# external/ (manifest.csv and what it lists).
+set -euo pipefail
+data=${1:?give the folder that holds chest_xray, kermany_extra and external}
+bin=.venv/bin
+runs=runs/comparison
+results=results/kermany
+threads=$(nproc)
+checkpoints=(checkpoints/cxr-densenet121 checkpoints/cxr-baseline)
+
+train() { # OUTPUT_DIR FLAGS...
+    local folder=$1
+    shift
+    [ -f "$folder/metrics.json" ] && return
+    local resume=()
+    compgen -G "$folder/checkpoints/step_*" >/dev/null && resume=(--resume_from_checkpoint)
+    "$bin/accelerate" launch --quiet --num_processes 1 --num_cpu_threads_per_process "$threads" \
+        train.py --output_dir "$folder" "$@" "${resume[@]}"
+}
+
+validate() { # NAME FLAGS...
+    local folder=$results/reports/$1
+    shift
+    [ -f "$folder/report.html" ] && return
+    "$bin/python" validate.py --model "${checkpoints[@]}" --output_dir "$folder" "$@"
+}
+
+keep() { # KIND RUN... : the small files of runs, which every number of RESULTS.md comes from
+    local kind=$1
+    shift
+    for run in "$@"; do
+        mkdir -p "$results/$kind/${run##*/}"
+        cp "$run"/{metrics,training_args,dataset}.json "$run"/history.csv "$run"/predictions_*.csv \
+            "$results/$kind/${run##*/}"
+    done
+}
+
+kermany=(--dataset "$data/chest_xray")
+small=(--config recipes/kermany-64px.yaml)
+
+# The search: augmentation, by the baseline at 64 pixels, on validation images alone.
+for strength in light medium strong; do
+    train runs/search/augment-$strength --config recipes/search-$strength.yaml "${kermany[@]}"
+done
+keep search runs/search/augment-*
+
+# Three seeds of each model.
+for seed in 42 43 44; do
+    for model in densenet121 baseline; do
+        first=$runs/$model-$seed-64px
+        train "$first" "${small[@]}" "${kermany[@]}" --model $model --seed $seed
+        train $runs/$model-$seed --config recipes/kermany.yaml "${kermany[@]}" --model "$first" \
+            --seed $seed
+    done
+done
+keep seeds $runs/{densenet121,baseline}-4?
+
+# The leak: all 5,824 images pooled, split by image or by patient.
+mkdir -p runs/pooled/NORMAL runs/pooled/PNEUMONIA
+find "$(realpath "$data/chest_xray")" -name '*.jpeg' -print0 | sort -z | xargs -0 sha256sum |
+    sort --unique --key 1,1 | cut -c 67- |
+    while read -r file; do ln -sf "$file" "runs/pooled/$(basename "$(dirname "$file")")/"; done
+shares=(test_share=0.2 validation_share=0.1)
+patient='patient_regex=^((?:NORMAL2-)?IM-\d{4}|person\d+_(?:bacteria|virus))'
+pooled=(--dataset folder --dataset_path runs/pooled --model densenet121 --image_size 64)
+pooled+=(--num_train_epochs 3 --class_weights balanced --ema_decay 0.99 --max_rotation 15)
+pooled+=(--max_scale 0.25 --max_shift 0.12 --max_contrast 0.6 --checkpointing_steps 50)
+train $runs/split-by-image "${pooled[@]}" --dataset_options "${shares[@]}"
+train $runs/split-by-patient "${pooled[@]}" --dataset_options "${shares[@]}" "$patient"
+keep leak $runs/split-by-image $runs/split-by-patient
+
+# The models that ship, and what is measured of them.
+for model in densenet121 baseline; do
+    [ -d checkpoints/cxr-$model ] ||
+        "$bin/python" -m training.release $runs/$model-4? --output_dir checkpoints/cxr-$model
+done
+masks=(--dataset_options extra="$data/kermany_extra")
+validate test "${kermany[@]}" "${masks[@]}"
+for variant in borders corners shift; do
+    validate "$variant" "${kermany[@]}" --variant "$variant" --gallery 0 --curves 0
+done
+for variant in padded lungs only_lungs no_lungs; do
+    validate "$variant" "${kermany[@]}" "${masks[@]}" --variant "$variant" --gallery 0 --curves 0
+done
+for set in actualmed covid_cxnet openist; do
+    external=(--dataset "$data/external/manifest.csv" --dataset_options "where=file=^$set/")
+    validate $set "${external[@]}" --gallery 0 --curves 0
+    validate $set-squashed "${external[@]}" --variant squashed --gallery 0 --curves 0
+done
+
+for model in "${checkpoints[@]}"; do
+    "$bin/python" -m evaluation.evidence "$model" \
+        $results/reports/{borders,corners,padded,lungs,only_lungs,no_lungs,shift} \
+        $results/reports/{actualmed,covid_cxnet,openist}{,-squashed}
+done
+"$bin/python" -m evaluation.results $results RESULTS.md
