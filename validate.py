@@ -37,6 +37,7 @@ from evaluation.predictions import (
     write_predictions_by_model,
 )
 from evaluation.saliency import (
+    boxes_mask,
     deletion_insertion,
     measure_heatmap,
     randomization_check,
@@ -218,18 +219,25 @@ def short_names(ids: list[str]) -> list[str]:
 
 
 def saliency_rows(subject: Subject, args: argparse.Namespace) -> list[dict]:
-    """A row an image: the heatmap of the predicted class against the lungs, and curves for some."""
+    """A row an image: the heatmap of the predicted class against the lungs, and curves for some.
+
+    Pointing game and IoU are those of the boxes where the data have boxes.
+    """
     split, rows = subject.split, []
     curves = set(np.random.default_rng(args.seed).permutation(len(split))[: args.curves].tolist())
-    has_masks = "lung_mask" in split.features
-    for row in range(len(split)) if has_masks else sorted(curves):
+    located = {"lung_mask", "boxes"} & set(split.features)
+    for row in range(len(split)) if located else sorted(curves):
         pixel_values, heatmap, predicted = subject.explain(row)
-        found = {"model": subject.name, "image_id": split[row]["image_id"]}
-        found["patient_id"] = split[row]["patient_id"]
-        mask = split[row]["lung_mask"] if has_masks else None
-        if mask is not None:
-            mask = subject.processor.read(mask.convert("L")) > FULL_SCALE // 2
-            found |= measure_heatmap(heatmap, mask)
+        image = split[row]
+        found = {key: image[key] for key in ("image_id", "patient_id")} | {"model": subject.name}
+        if image.get("lung_mask") is not None:
+            lungs = subject.processor.read(image["lung_mask"].convert("L")) > FULL_SCALE // 2
+            found |= measure_heatmap(heatmap, lungs)
+        if "boxes" in located:
+            width, height = image["image"].size
+            inside = subject.processor.read(boxes_mask(image["boxes"] or [], height, width))
+            inside = measure_heatmap(heatmap, inside > FULL_SCALE // 2)
+            found |= {key: inside[key] for key in ("pointing", "iou")}
         if row in curves:
 
             @torch.no_grad()

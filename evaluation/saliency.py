@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from evaluation.bootstrap import interval, resample_weights
 from evaluation.predictions import write_text
@@ -23,8 +22,8 @@ MEASURES = {
     "energy_in_lungs": "Energy inside the lungs",
     "lung_area": "Lung area",
     "energy_gain": "Energy inside the lungs beyond their area",
-    "pointing": "Pointing game",
-    "iou": "IoU with the lungs",
+    "pointing": "Pointing game (on boxes if the data have them, else on the lungs)",
+    "iou": "IoU (likewise)",
     "deletion": "Deletion AUC (lower is better)",
     "insertion": "Insertion AUC (higher is better)",
 }
@@ -93,26 +92,6 @@ def boxes_mask(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.nd
             raise ValueError(f"box {[x0, y0, x1, y1]} does not fit an image {width} x {height}.")
         mask[y0:y1, x0:x1] = True
     return mask
-
-
-def coarsen(heatmap: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
-    """The heatmap as a network with fewer cells would draw it: block means, drawn bilinearly.
-
-    A uniform heatmap has the same energy inside the lungs at every resolution, but the best one has
-    not: large cells spill over a lung's border. Two models whose heatmaps have 4 x 4 and 8 x 8
-    cells are compared evenly once both are brought to 4 x 4.
-
-    Args:
-        heatmap: float (H, W).
-        cells: rows and columns of the coarser grid.
-
-    Returns:
-        float32 (H, W).
-    """
-    height, width = heatmap.shape
-    image = Image.fromarray(heatmap.astype(np.float32))
-    small = image.resize((cells[1], cells[0]), Image.Resampling.BOX)
-    return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def deletion_insertion(

@@ -71,7 +71,7 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
             "saliency": None,
         }
     names = list(operated)
-    pairs = [(a, b) for i, b in enumerate(names) for a in names[i + 1 :]]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     report["comparisons"] = [
         {"a": a, "b": b, **compare_models(operated[a], operated[b], num_resamples, seed)}
         for a, b in pairs

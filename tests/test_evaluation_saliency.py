@@ -10,7 +10,6 @@ from evaluation.saliency import (
     COLUMNS,
     MEASURES,
     boxes_mask,
-    coarsen,
     compare_saliency,
     deletion_insertion,
     measure_heatmap,
@@ -77,17 +76,10 @@ def test_shuffled_cells_have_the_masks_energy_at_any_resolution():
     rng = np.random.default_rng(0)
     mask = boxes_mask([[8, 6, 24, 50], [40, 6, 56, 50]], 64, 64)
     for cells in (4, 8):
-        heats = [coarsen(rng.random((64, 64)) ** 4, (cells, cells)) for _ in range(300)]
+        tile = np.ones((64 // cells, 64 // cells))
+        heats = [np.kron(rng.random((cells, cells)) ** 4, tile) for _ in range(300)]
         energies = [measure_heatmap(heat, mask)["energy_in_lungs"] for heat in heats]
         assert np.mean(energies) == pytest.approx(mask.mean(), abs=0.01)
-
-
-def test_coarsening_keeps_the_block_means_at_the_cells_centres():
-    heat = np.kron(np.array([[0.0, 1.0], [0.5, 0.25]]), np.ones((3, 3)))
-    coarse = coarsen(heat, (2, 2))
-    assert coarse.shape == heat.shape
-    np.testing.assert_allclose(coarse[1::3, 1::3], [[0, 1], [0.5, 0.25]])
-    np.testing.assert_allclose(coarsen(np.ones((6, 6)), (4, 3)), 1)
 
 
 def test_boxes_are_half_open_and_may_overlap():
@@ -194,7 +186,7 @@ def test_the_summary_is_the_mean_over_images_that_have_the_measure():
     assert list(summary) == ["a", "b"] and set(summary["a"]) == set(MEASURES)
     gain = summary["a"]["energy_gain"]
     assert gain["value"] == pytest.approx(0.1) and gain["n"] == 2
-    assert gain["low"] == pytest.approx(0) and gain["high"] == pytest.approx(0.2)
+    assert gain["low"] < 0.1 < gain["high"]
     assert summary["a"]["lung_area"]["n"] == 3
     assert summary["a"]["iou"]["value"] is None and summary["a"]["iou"]["n"] == 0
     alone = summary["b"]["energy_in_lungs"]

@@ -1,0 +1,79 @@
+"""The models that ship: they load offline, and their cards state what they score."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from sklearn.metrics import roc_auc_score
+from transformers import AutoImageProcessor, AutoModel
+
+from datasets_scripts import load_cxr_dataset
+from evaluation.calibration import apply_operation
+from evaluation.metrics import METRIC_NAMES, compute_metrics
+from evaluation.predictions import read_predictions
+from modeling.configuration_cxr import OPERATION
+
+REPO = Path(__file__).parent.parent
+CHECKPOINTS = [REPO / "checkpoints" / name for name in ("cxr-densenet121", "cxr-baseline")]
+
+
+def stated(folder, metric_type):
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    return next(r.metric_value for r in results if r.metric_type == metric_type)
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_the_card_states_what_the_predictions_file_gives(folder):
+    config = json.loads((folder / "config.json").read_text())
+    operation = {name: config[name] for name in OPERATION}
+    metrics = json.loads((folder / "metrics.json").read_text())["test"]
+    predictions = apply_operation(read_predictions(folder / "predictions_test.csv"), operation)
+    computed = compute_metrics(predictions, seed=metrics["seed"])
+    for name in METRIC_NAMES:
+        for bound in ("value", "low", "high"):
+            assert computed[name][bound] == pytest.approx(metrics[name][bound], abs=1e-9)
+    assert stated(folder, "roc_auc") == pytest.approx(metrics["auroc"]["value"], abs=1e-9)
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_the_shipped_weights_score_on_the_real_test_images_what_the_card_states(folder, cxr_data):
+    test = load_cxr_dataset("kermany", cxr_data / "chest_xray")["test"]
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    logits = []
+    with torch.no_grad():
+        for start in range(0, len(test), 48):
+            pixels = processor(list(test[start : start + 48]["image"]))["pixel_values"]
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            logits.append(model(pixels).logits)
+    log_odds = torch.cat(logits).diff(dim=1)[:, 0].numpy()
+    assert stated(folder, "roc_auc") == pytest.approx(
+        roc_auc_score(test["label"], log_odds), abs=1e-3
+    )
+    written = read_predictions(folder / "predictions_test.csv")
+    assert written.image_id.tolist() == list(test["image_id"])
+    np.testing.assert_allclose(written.log_odds[:, 1], log_odds, atol=1e-3)
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_a_checkpoint_answers_in_a_fresh_process_without_the_checkout(folder, run_python):
+    code = f"""
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageClassification, pipeline
+model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
+same = AutoModelForImageClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)
+assert model.dtype == same.dtype and str(model.dtype) == "torch.float32"
+image = Image.linear_gradient("L")
+answer = pipeline("image-classification", model={str(folder)!r}, trust_remote_code=True)(image)
+print(sorted(entry["label"] for entry in answer), round(sum(e["score"] for e in answer), 5))
+"""
+    result = run_python(code, env={"HF_HUB_OFFLINE": "1"}, isolated=True)
+    assert result.stdout.strip() == "['NORMAL', 'PNEUMONIA'] 1.0", result.stderr
+
+
+def test_the_checkpoints_weigh_less_than_16_mb_together():
+    sizes = [path.stat().st_size for folder in CHECKPOINTS for path in folder.glob("*.safetensors")]
+    assert len(sizes) == 2 and sum(sizes) < 16_000_000
