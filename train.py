@@ -29,6 +29,7 @@ from datasets_scripts import (
     make_variant,
     regroup,
 )
+from evaluation.calibration import fit_operation
 from evaluation.metrics import compute_metrics, format_metric
 from modeling import create_model
 from modeling.loss_cxr import classification_loss
@@ -156,11 +157,14 @@ def main(argv: list[str]) -> None:
             splits |= decode_splits(altered, processor, args.cache_dir, args.max_unreadable)
     told = recipe(args)
     summary = summarize(dataset, told["dataset_path"] or told["dataset"])
-    # Before any training: ids that clash, or a validation split without an AUROC to choose by.
+    # Before any training: ids that clash, a validation split without an AUROC to choose by, images
+    # that no operation can be fitted on.
     for name, split in splits.items():
         blank = to_predictions(split, torch.zeros(len(split), len(split.class_names)), name)
         if name == "validation":
             choosing_auroc(blank)
+        if name in ("validation", "operation"):
+            fit_operation(blank, args.threshold_rule, args.target_sensitivity, args.abstain_share)
     batch_sizes = {"train": args.per_device_train_batch_size}
     loaders = {
         name: accelerator.prepare(

@@ -17,6 +17,7 @@ from evaluation.operating_points import abstention_band, choose_threshold
 from evaluation.predictions import Predictions
 
 FIELDS = ("calibration", "thresholds", "abstention", "prevalence")
+NO_OPERATION = dict.fromkeys(FIELDS)
 NUM_FOLDS = 5
 SEED = 0
 # On separable data every likelihood grows without end with the steepness; this is where it stops.

@@ -9,11 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.model_card import write_model_card
+from evaluation.model_card import EVIDENCE_METRICS, write_model_card
 from evaluation.predictions import write_text
 from evaluation.table import read_json
-
-KEYS = ("auroc", "accuracy", "sensitivity", "specificity", "ece")
 
 
 def collect_evidence(model_dir: str | Path, reports: Sequence[str | Path]) -> list[dict]:
@@ -36,10 +34,16 @@ def collect_evidence(model_dir: str | Path, reports: Sequence[str | Path]) -> li
                 "name": report.resolve().name,
                 "n": metrics["n"],
                 "patients": metrics["patients"],
-                "metrics": {key: metrics[key] for key in KEYS if key in metrics},
+                "metrics": {key: metrics[key] for key in EVIDENCE_METRICS if key in metrics},
             }
         )
     return found
+
+
+def card_id(model_dir: str | Path) -> str:
+    """What a card calls a folder: its relative path, or its name, never a place on one machine."""
+    path = Path(model_dir)
+    return path.name if path.is_absolute() else path.as_posix()
 
 
 if __name__ == "__main__":
@@ -50,6 +54,6 @@ if __name__ == "__main__":
     try:
         evidence = collect_evidence(options.model, options.reports)
         write_text(Path(options.model) / "evidence.json", json.dumps(evidence, indent=2) + "\n")
-        write_model_card(options.model, Path(options.model).as_posix())
+        write_model_card(options.model, card_id(options.model))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -93,7 +93,7 @@ def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
         intended_use(source),
         _usage(name, config, metrics["test"]),
         _data(dataset, source),
-        _protocol(config, metrics["test"]),
+        _protocol(config, arguments, metrics["test"]),
         _training(arguments, metrics),
         _results(metrics),
         _calibration(config, metrics),
@@ -208,13 +208,16 @@ class:
 
 {_table(header, rows)}
 
-No patient and no identical file is in two splits: training stops where its leak check finds one."""
+No patient id and no identical file is in two splits: training stops where its leak check finds \
+one."""
 
 
-def _protocol(config: dict, test: dict) -> str:
+def _protocol(config: dict, arguments: dict, test: dict) -> str:
     fitted = ""
     if config.get("calibration"):
-        fitted = "Calibration, decision thresholds and abstention were fitted on it as well. "
+        altered = arguments.get("operation_variant")
+        images = f"its images altered by `{altered}`" if altered else "it"
+        fitted = f"Calibration, decision thresholds and abstention were fitted on {images}. "
     return f"""## Protocol
 
 The epoch was chosen on the validation split. {fitted}This run scored the test split once, at its \

@@ -114,7 +114,8 @@ def _validated(report: dict) -> list:
         Table("Data", ["Fact", "Value"], facts, words=True),
         Table("Models", ["Fact", *models], rows, words=True),
         "Calibration, decision thresholds and abstention were fitted on each model's validation "
-        "split and left as they were. Intervals are 95 % intervals of a bootstrap over patients "
+        "images (altered ones where its training_args.json has an operation_variant) and left as "
+        "they were. Intervals are 95 % intervals of a bootstrap over patients "
         f"({metrics['num_resamples']:,} resamples, seed {metrics['seed']}).",
     ]
 
@@ -240,14 +241,9 @@ def _calibration(report: dict) -> list:
             )
     notes, rows = Notes(), []
     for name, model in report["models"].items():
-        priors, metrics = model.get("prevalence") or {}, model["metrics"]
-        assumed = (model["operation"] or {}).get("prevalence")
-        if priors and "as is" not in priors:
-            own = {key: metrics.get(key) for key in ("accuracy", "ece")}
-            priors = {"as is": {"prevalence": assumed, **own}, **priors}
-        for prior, entry in priors.items():
-            share = entry.get("prevalence") or entry.get("estimated")
-            text = shares(share, metrics["class_names"], metrics["task"]) if share else "-"
+        metrics = model["metrics"]
+        for prior, entry in (model.get("prevalence") or {}).items():
+            text = shares(entry["prevalence"], metrics["class_names"], metrics["task"])
             cells = [notes.cell(entry.get(key)) for key in ("accuracy", "ece")]
             rows.append([name, PRIOR_NAMES.get(prior, prior), text, *cells])
     if rows:
@@ -257,7 +253,7 @@ def _calibration(report: dict) -> list:
         blocks.append(
             "Prior correction weighs each class's probability by its assumed share over its share "
             "in validation; EM estimates the share from the scores alone (Saerens et al. "
-            "2002), and is wrong where more than the share has changed."
+            "2002), and is wrong where more than the share has changed. All rows decide at p = 0.5."
         )
     return blocks
 
@@ -355,7 +351,7 @@ def _gallery(gallery: Sequence[dict]) -> list:
 
 def _recompute(report: dict, has_gallery: bool) -> list:
     text = (
-        "predictions.csv holds the truth and the logits of every image, operation.json what was "
+        "predictions.csv holds the truth and the logits of every image, context.json what was "
         "fitted on validation. Metrics, intervals, comparisons and curves follow from these two:"
     )
     blocks = [text, Code("python validate.py --rescore predictions.csv --output_dir rescored")]

@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.bootstrap import interval, resample_weights
-from evaluation.calibration import adjust_prevalence, apply_operation, estimate_prevalence
+from evaluation.calibration import (
+    NO_OPERATION,
+    adjust_prevalence,
+    apply_operation,
+    estimate_prevalence,
+)
 from evaluation.compare import compare_models
 from evaluation.error_analysis import subgroups
 from evaluation.metrics import compute_metrics
@@ -30,8 +35,6 @@ from evaluation.report import write_report
 from evaluation.saliency import compare_saliency, read_saliency, summarize_saliency
 from evaluation.table import read_json
 
-NO_OPERATION = {"calibration": None, "thresholds": None, "abstention": None, "prevalence": None}
-
 
 def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -> dict:
     """Compute everything in a report folder from its predictions.csv.
@@ -49,9 +52,13 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
     folder = Path(folder)
     context = read_json(folder / "context.json", ("title", "command", "dataset", "models"))
     raw = read_predictions_by_model(folder / "predictions.csv")
-    for name in raw:
-        if name not in context["models"]:
-            raise ValueError(f"predictions.csv has the model {name!r}, context.json has not.")
+    rows = None
+    if (folder / "saliency.csv").is_file():
+        rows = read_saliency(folder / "saliency.csv")
+    stages = {}
+    if (folder / "randomization.json").is_file():
+        stages = read_json(folder / "randomization.json", (), "validate.py")
+    _check_names(list(raw), context["models"], {row["model"] for row in rows or []} | set(stages))
     operated = {
         name: apply_operation(part, context["models"][name]["operation"] or NO_OPERATION)
         for name, part in raw.items()
@@ -77,22 +84,29 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
         for a, b in pairs
     ]
     report["saliency_comparisons"] = []
-    if (folder / "saliency.csv").is_file():
-        rows = read_saliency(folder / "saliency.csv")
+    if rows is not None:
         for name, measures in summarize_saliency(rows, num_resamples, seed).items():
             report["models"][name]["saliency"] = measures
         report["saliency_comparisons"] = [
             {"a": a, "b": b, **compare_saliency(rows, a, b, num_resamples, seed)} for a, b in pairs
         ]
-    stages = {}
-    if (folder / "randomization.json").is_file():
-        stages = read_json(folder / "randomization.json", tuple(names), "validate.py")
     for name, entries in stages.items():
         report["models"][name]["randomization"] = entries
     write_text(folder / "metrics.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     _draw(folder / "figures", operated, report, num_resamples, seed)
     write_report(folder)
     return report
+
+
+def _check_names(names, described, looked_at):
+    for name in names:
+        if name not in described:
+            raise ValueError(f"predictions.csv has the model {name!r}, context.json has not.")
+        if "/" in name or name.startswith("."):
+            raise ValueError(f"the model name {name!r} cannot name a figure; leave out the slash.")
+    if looked_at - set(names):
+        other = sorted(looked_at - set(names))[0]
+        raise ValueError(f"heatmaps were measured for {other!r}, which predictions.csv lacks.")
 
 
 def bare_context(predictions_csv: Path, command: str) -> dict:

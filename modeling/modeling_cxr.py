@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.initialization import normal_, zeros_
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from .calibration_cxr import calibrate, decide, to_probabilities
 from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
@@ -21,17 +21,13 @@ from .pipeline_cxr import CxrImageClassificationPipeline
 
 
 @dataclass
-class CxrClassifierOutput(ModelOutput):
-    """What a classifier gives for a batch.
+class CxrClassifierOutput(ImageClassifierOutput):
+    """What a classifier gives for a batch: `loss` and `logits` as in transformers, and more.
 
     Attributes:
-        loss: scalar, if labels were given.
-        logits: float (B, K), as the network gives them.
         probabilities: float32 (B, K) in [0, 1], calibrated if the model is.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     probabilities: torch.Tensor | None = None
 
 

@@ -41,24 +41,26 @@ keep() { # KIND RUN... : the small files of runs, which every number of RESULTS.
 }
 
 kermany=(--dataset "$data/chest_xray")
-small=(--config recipes/kermany-64px.yaml)
 
-# The search: augmentation, by the baseline at 64 pixels, on validation images alone.
-for strength in light medium strong; do
-    train runs/search/augment-$strength --config recipes/search-$strength.yaml "${kermany[@]}"
-done
-keep search runs/search/augment-*
-
-# Three seeds of each model.
+# Three seeds of each model, on a budget that all can have.
 for seed in 42 43 44; do
     for model in densenet121 baseline; do
-        first=$runs/$model-$seed-64px
-        train "$first" "${small[@]}" "${kermany[@]}" --model $model --seed $seed
-        train $runs/$model-$seed --config recipes/kermany.yaml "${kermany[@]}" --model "$first" \
-            --seed $seed
+        train $runs/$model-$seed --config recipes/kermany-64px.yaml "${kermany[@]}" \
+            --model $model --seed $seed
     done
 done
 keep seeds $runs/{densenet121,baseline}-4?
+
+# The search, on validation images: augmentation by the baseline at 64 pixels, and larger images.
+for strength in light medium strong; do
+    train runs/search/augment-$strength --config recipes/search-$strength.yaml "${kermany[@]}"
+done
+for model in densenet121 baseline; do
+    train runs/search/128px-$model --config recipes/kermany.yaml "${kermany[@]}" --model $model
+    train runs/search/two-stage-$model --config recipes/two-stage.yaml "${kermany[@]}" \
+        --model $runs/$model-42
+done
+keep search runs/search/*
 
 # The leak: all 5,824 images pooled, split by image or by patient.
 mkdir -p runs/pooled/NORMAL runs/pooled/PNEUMONIA
@@ -77,7 +79,8 @@ keep leak $runs/split-by-image $runs/split-by-patient
 # The models that ship, and what is measured of them.
 for model in densenet121 baseline; do
     [ -d checkpoints/cxr-$model ] ||
-        "$bin/python" -m training.release $runs/$model-4? --output_dir checkpoints/cxr-$model
+        "$bin/python" -m training.release $runs/$model-4? runs/search/128px-$model \
+            --output_dir checkpoints/cxr-$model
 done
 masks=(--dataset_options extra="$data/kermany_extra")
 validate test "${kermany[@]}" "${masks[@]}"
@@ -99,3 +102,4 @@ for model in "${checkpoints[@]}"; do
         $results/reports/{actualmed,covid_cxnet,openist}{,-squashed}
 done
 "$bin/python" -m evaluation.results $results RESULTS.md
+"$bin/python" -m evaluation.table "${checkpoints[@]}" --readme README.md --block kermany

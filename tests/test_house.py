@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.calibration import apply_operation
 from evaluation.metrics import METRIC_NAMES, compute_metrics
 from evaluation.predictions import read_predictions, read_predictions_by_model
 from evaluation.results import write_results
@@ -85,7 +86,10 @@ def test_committed_values_are_recomputed_from_their_predictions(file):
     content = json.loads(file.read_text())
     if "models" in content:
         raw = read_predictions_by_model(file.parent / "predictions.csv")
-        pairs = [(raw[name], model["uncalibrated"]) for name, model in content["models"].items()]
+        pairs = []
+        for name, model in content["models"].items():
+            operated = apply_operation(raw[name], model["operation"])
+            pairs += [(raw[name], model["uncalibrated"]), (operated, model["metrics"])]
     else:
         names = [name for name in ("validation", "test") if name in content]
         files = [file.parent / f"predictions_{name}.csv" for name in names]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluation.evidence import card_id
 from evaluation.model_card import write_model_card
 from evaluation.table import read_json
 
@@ -44,7 +45,7 @@ def release(runs: Sequence[str | Path], output_dir: str | Path) -> Path:
     shutil.copytree(
         chosen, output_dir, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True
     )
-    write_model_card(output_dir, Path(output_dir).as_posix())
+    write_model_card(output_dir, card_id(output_dir))
     return chosen
 
 

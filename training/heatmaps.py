@@ -1,0 +1,132 @@
+"""Heatmaps of models under validation: measured, tested by randomisation, drawn in a gallery."""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import tqdm
+
+from evaluation.error_analysis import choose_cases, draw_case
+from evaluation.predictions import Predictions
+from evaluation.saliency import (
+    boxes_mask,
+    deletion_insertion,
+    measure_heatmap,
+    randomization_check,
+)
+from training.subject import FULL_SCALE, Subject
+
+
+def decided_classes(predictions: Predictions) -> np.ndarray:
+    """int64 (N,): the class that a heatmap explains; of several labels the most probable."""
+    return predictions.logits.argmax(1) if predictions.multi_label else predictions.decisions
+
+
+def saliency_rows(
+    subject: Subject, predictions: Predictions, args: argparse.Namespace
+) -> list[dict]:
+    """A row an image: the heatmap of the decided class against the lungs, and curves for some.
+
+    Pointing game and IoU are those of the boxes where the data have boxes.
+
+    Args:
+        predictions: at the model's operating point.
+    """
+    split, targets, rows = subject.split, decided_classes(predictions), []
+    curves = set(chosen_rows(subject, args).tolist())
+    located = {"lung_mask", "boxes"} & set(split.features)
+    looked_at = range(len(split)) if located else sorted(curves)
+    for row in tqdm(looked_at, desc=f"heatmaps of {subject.name}", unit="image"):
+        target = int(targets[row])
+        pixel_values, heatmap = subject.explain(row, target)
+        image = split[row]
+        found = {key: image[key] for key in ("image_id", "patient_id")} | {"model": subject.name}
+        if image.get("lung_mask") is not None:
+            lungs = subject.processor.read(image["lung_mask"].convert("L")) > FULL_SCALE // 2
+            found |= measure_heatmap(heatmap, lungs)
+        if "boxes" in located:
+            width, height = image["image"].size
+            inside = subject.processor.read(boxes_mask(image["boxes"] or [], height, width))
+            inside = measure_heatmap(heatmap, inside > FULL_SCALE // 2)
+            found |= {key: inside[key] for key in ("pointing", "iou")}
+        if row in curves:
+
+            @torch.no_grad()
+            def score(images, target=target):
+                images = torch.from_numpy(images).float().to(subject.model.device)
+                return subject.model(images).probabilities[:, target].cpu().numpy()
+
+            found |= deletion_insertion(score, pixel_values[0].cpu().numpy(), heatmap)
+        rows.append(found)
+    return rows
+
+
+def randomization_rows(
+    subject: Subject, predictions: Predictions, args: argparse.Namespace
+) -> list[dict]:
+    """How alike heatmaps stay while the layers, from the classifier down, are drawn afresh.
+
+    The parameter-randomisation check of Adebayo et al. 2018, on the images of the curves.
+    """
+    rows = chosen_rows(subject, args)
+    targets = decided_classes(predictions)[rows].tolist()
+    explained = [subject.explain(int(row), target) for row, target in zip(rows, targets)]
+    pixel_values = torch.cat([pixels for pixels, _ in explained])
+    model, names, stages = copy.deepcopy(subject.model), [], []
+    torch.manual_seed(args.seed)
+    for name, module in reversed(layers(model)):
+        for part in module.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
+        names.append(name)
+        stages.append(model.grad_cam(pixel_values, targets).cpu().numpy())
+    before = np.stack([heatmap for _, heatmap in explained])
+    patients = np.array(subject.split["patient_id"])[rows]
+    entries = randomization_check(before, np.stack(stages), patients, args.num_resamples, args.seed)
+    return [{"layers": name, **entry} for name, entry in zip(names, entries)]
+
+
+def chosen_rows(subject: Subject, args: argparse.Namespace) -> np.ndarray:
+    """int64: the images that the slower tests are made on, the same for every model."""
+    return np.random.default_rng(args.seed).permutation(len(subject.split))[: args.curves]
+
+
+def layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """The network's parts that hold weights, from the image to the classifier."""
+    found = []
+    for name, module in model.network.named_children():
+        inner = list(module.named_children())
+        parts = [(f"{name}.{key}", part) for key, part in inner] or [(name, module)]
+        found += [part for part in parts if list(part[1].parameters())]
+    return found
+
+
+def draw_gallery(
+    folder: Path, subjects: list[Subject], models: dict[str, Predictions], count: int
+) -> None:
+    """The most confident mistakes and the least certain cases, each under every model's heatmap.
+
+    Args:
+        models: predictions at each model's operating point.
+
+    Raises:
+        OSError: `folder`/gallery or gallery.json cannot be written.
+    """
+    (folder / "gallery").mkdir(exist_ok=True)
+    shown = []
+    for number, case in enumerate(choose_cases(models, count)):
+        row, name = case["index"], f"gallery/{number + 1:02d}.jpg"
+        grey = subjects[0].processor.load(subjects[0].split[row]["image"])
+        heatmaps, targets = {}, {}
+        for subject in subjects:
+            target = int(decided_classes(models[subject.name])[row])
+            _, heatmap = subject.explain(row, target)
+            heatmaps[subject.name] = subject.processor.restore(heatmap, *grey.shape)
+            targets[subject.name] = subject.class_names[target]
+        draw_case((grey >> 8).astype(np.uint8), heatmaps, case, targets, folder / name)
+        kept = {key: value for key, value in case.items() if key != "index"}
+        shown.append({**kept, "images": [name]})
+    (folder / "gallery.json").write_text(json.dumps(shown, indent=2) + "\n")

@@ -1,0 +1,130 @@
+"""A model under validation: its network, its images, its logits."""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, DatasetDict
+from transformers.utils import cached_file
+
+from datasets_scripts import class_names
+from evaluation.calibration import NO_OPERATION
+from evaluation.predictions import Predictions
+from modeling import CxrImageProcessor, load_model
+from modeling.configuration_cxr import CxrConfig
+from training.data import PixelDataset, decode_splits
+from training.inference import make_loader, predict, to_predictions
+
+FULL_SCALE = 65535
+SCHEMA = {"image", "label", "labels", "image_id", "patient_id", "source", "lung_mask", "boxes"}
+
+
+class Subject:
+    """A saved or Hub model beside the split that it is validated on.
+
+    Args:
+        name: what the report calls it.
+        model_id: a folder or Hub id.
+        split: in the dataset schema.
+
+    Raises:
+        ValueError: the model does not fit the data, or an image id appears twice.
+        OSError: the model cannot be found.
+    """
+
+    def __init__(self, name: str, model_id: str, split: Dataset, args: argparse.Namespace):
+        self.name, self.id = name, model_id
+        self.model, self.processor = load_model(model_id)
+        check_fit(model_id, self.model.config, self.processor, split)
+        config = self.model.config
+        self.class_names = [config.id2label[k] for k in range(config.num_labels)]
+        splits = DatasetDict({args.split: split})
+        decoded = decode_splits(splits, self.processor, args.cache_dir, args.max_unreadable)
+        self.pixels, self.split = decoded[args.split], splits[args.split]
+        align_classes(self.pixels, self.class_names)
+        # Before any inference: ids that clash.
+        self.to_predictions(torch.zeros(len(self.pixels), len(self.class_names)), args.split)
+
+    @property
+    def operation(self) -> dict:
+        """What the configuration holds of calibration, thresholds, abstention and prevalence."""
+        return {name: getattr(self.model.config, name) for name in NO_OPERATION}
+
+    def describe(self) -> dict:
+        """The model's entry in context.json."""
+        weights = Path(cached_file(self.id, "model.safetensors")).read_bytes()
+        return {
+            "id": Path(self.id).name if Path(self.id).is_dir() else self.id,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "num_parameters": self.model.num_parameters(),
+            "operation": None if self.operation == NO_OPERATION else self.operation,
+        }
+
+    def predict(self, args: argparse.Namespace, accelerator: Accelerator) -> Predictions:
+        """Raw logits of every image, with the columns that errors are broken down by."""
+        loader = make_loader(self.pixels, args.per_device_eval_batch_size)
+        model = self.model.to(accelerator.device, memory_format=torch.channels_last)
+        logits = predict(model, accelerator.prepare(loader), self.processor, accelerator)
+        return self.to_predictions(logits, args.split)
+
+    def to_predictions(self, logits: torch.Tensor, name: str) -> Predictions:
+        return to_predictions(self.pixels, logits, name, columns(self.split, self.pixels.pixels))
+
+    def explain(self, row: int, target: int) -> tuple[torch.Tensor, np.ndarray]:
+        """`pixel_values` (1, C, H, W) and the heatmap (H, W) of one image for one class."""
+        pixel_values = self.processor.normalize(np.asarray(self.pixels.pixels[[row]]))
+        pixel_values = pixel_values.to(self.model.device)
+        return pixel_values, self.model.grad_cam(pixel_values, target)[0].cpu().numpy()
+
+
+def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split: Dataset) -> None:
+    """Refuses a model whose task, classes or preprocessing do not fit the data or one another."""
+    side = {"height": config.image_size, "width": config.image_size}
+    if dict(processor.size) != side or processor.num_channels != config.num_channels:
+        raise ValueError(
+            f"{name}: its image processor makes {processor.num_channels} x "
+            f"{processor.size['height']} x {processor.size['width']} pixels, its network takes "
+            f"{config.num_channels} x {config.image_size} x {config.image_size}."
+        )
+    multi_label = config.problem_type == "multi_label_classification"
+    if multi_label != ("labels" in split.features):
+        raise ValueError(
+            f"{name} is a {config.problem_type} model, but the data have "
+            f"{'one label' if multi_label else 'several labels'} an image."
+        )
+    known, given = [config.id2label[k] for k in range(config.num_labels)], class_names(split)
+    unknown = [text for text in given if text not in known]
+    if unknown:
+        raise ValueError(
+            f"the data's class {unknown[0]!r} is none of {name}'s: {', '.join(known)}."
+        )
+    if given != [text for text in known if text in given]:
+        raise ValueError(
+            f"{name} orders its classes {', '.join(known)}, the data {', '.join(given)}; the "
+            "positive class would not be the same."
+        )
+    if multi_label and len(given) < len(known):
+        missing = next(text for text in known if text not in given)
+        raise ValueError(f"the data do not say which images show {missing!r}, a class of {name}.")
+
+
+def align_classes(pixels: PixelDataset, names: list[str]) -> None:
+    """Label indices of the model's classes, of which the data may hold fewer."""
+    if not pixels.multi_label:
+        pixels.labels = np.array([names.index(text) for text in pixels.class_names])[pixels.labels]
+    pixels.class_names = names
+
+
+def columns(split: Dataset, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of predictions.csv by which errors are broken down, as text (N,).
+
+    All that the schema leaves free, and `brightness`, the mean of the decoded square in [0, 1].
+    """
+    found = {}
+    for column in (name for name in split.features if name not in SCHEMA):
+        found[column] = np.array(["" if v is None else str(v) for v in split[column]])
+    levels = [f"{image.mean() / FULL_SCALE:.3f}" for image in pixels]
+    return found | {"brightness": np.array(levels)}
