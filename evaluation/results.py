@@ -135,7 +135,7 @@ validation images are far easier than the test was known from earlier runs; cali
 (exposure, crop, rotation, blur), and the models that ship are those of the largest AUROC there.
 
 Everything ran on two CPU cores without a GPU, where DenseNet-121 trains on about 50 images a \
-second at 64 pixels and 10 at 128: the three seeds of both models were given the same few epochs at \
+second at 64 pixels and 10 at 128: three seeds of both models were given the same few epochs at \
 64 pixels, and one run of each the 128 pixels."""
 
 

@@ -74,7 +74,9 @@ class CxrPreTrainedModel(PreTrainedModel):
         self._check_input(pixel_values)
         logits = self.network(pixel_values)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
-        output = CxrClassifierOutput(loss, logits, self.probabilities(logits))
+        output = CxrClassifierOutput(
+            loss=loss, logits=logits, probabilities=self.probabilities(logits)
+        )
         return output if return_dict else output.to_tuple()
 
     def probabilities(
