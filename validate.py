@@ -20,7 +20,11 @@ from datasets import Dataset, concatenate_datasets
 from datasets_scripts import SOURCES, VARIANTS, content_hashes, load_cxr_dataset, make_variant
 from evaluation.calibration import apply_operation
 from evaluation.metrics import format_metric
-from evaluation.predictions import read_predictions_by_model, write_predictions_by_model
+from evaluation.predictions import (
+    Predictions,
+    read_predictions_by_model,
+    write_predictions_by_model,
+)
 from evaluation.saliency import write_saliency
 from evaluation.validation import bare_context, describe_predictions, score_report
 from training.arguments import option, recipe
@@ -70,6 +74,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         default=40,
         help="images for deletion and insertion curves, and for the randomisation check",
     )
+    add("--skip_heatmaps", action="store_true", help="neither saliency nor gallery: much faster")
     add("--num_resamples", type=int, default=2000, help="of the bootstrap over patients")
     add("--seed", type=int, default=0, help="of the bootstrap and the variant")
     args = parser.parse_args(argv)
@@ -143,6 +148,19 @@ def open_report(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def look(folder: Path, pairs: list[tuple[Subject, Predictions]], args: argparse.Namespace) -> None:
+    """saliency.csv, randomization.json and the gallery of models at their operating points."""
+    rows = [row for subject, operated in pairs for row in saliency_rows(subject, operated, args)]
+    if rows:
+        write_saliency(folder / "saliency.csv", rows)
+    if args.curves:
+        stages = {s.name: randomization_rows(s, operated, args) for s, operated in pairs}
+        (folder / "randomization.json").write_text(json.dumps(stages, indent=2) + "\n")
+    if args.gallery:
+        models = {subject.name: operated for subject, operated in pairs}
+        draw_gallery(folder, [subject for subject, _ in pairs], models, args.gallery)
+
+
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
     accelerator = make_accelerator(args)
@@ -186,16 +204,10 @@ def main(argv: list[str]) -> None:
     }
     (folder / "context.json").write_text(json.dumps(context, indent=2) + "\n")
 
-    # Heatmaps
-    pairs = [(s, apply_operation(predictions[s.name], s.operation)) for s in subjects]
-    rows = [row for subject, operated in pairs for row in saliency_rows(subject, operated, args)]
-    if rows:
-        write_saliency(folder / "saliency.csv", rows)
-    if args.curves:
-        stages = {s.name: randomization_rows(s, operated, args) for s, operated in pairs}
-        (folder / "randomization.json").write_text(json.dumps(stages, indent=2) + "\n")
-    if args.gallery:
-        draw_gallery(folder, subjects, {s.name: operated for s, operated in pairs}, args.gallery)
+    if not args.skip_heatmaps:
+        look(
+            folder, [(s, apply_operation(predictions[s.name], s.operation)) for s in subjects], args
+        )
 
     # Report
     report = score_report(folder, args.num_resamples, args.seed)

@@ -85,15 +85,15 @@ done
 masks=(--dataset_options extra="$data/kermany_extra")
 validate test "${kermany[@]}" "${masks[@]}"
 for variant in borders corners shift; do
-    validate "$variant" "${kermany[@]}" --variant "$variant" --gallery 0 --curves 0
+    validate "$variant" "${kermany[@]}" --variant "$variant" --skip_heatmaps
 done
 for variant in padded lungs only_lungs no_lungs; do
-    validate "$variant" "${kermany[@]}" "${masks[@]}" --variant "$variant" --gallery 0 --curves 0
+    validate "$variant" "${kermany[@]}" "${masks[@]}" --variant "$variant" --skip_heatmaps
 done
 for set in actualmed covid_cxnet openist; do
     external=(--dataset "$data/external/manifest.csv" --dataset_options "where=file=^$set/")
-    validate $set "${external[@]}" --gallery 0 --curves 0
-    validate $set-squashed "${external[@]}" --variant squashed --gallery 0 --curves 0
+    validate $set "${external[@]}" --skip_heatmaps
+    validate $set-squashed "${external[@]}" --variant squashed --skip_heatmaps
 done
 
 for model in "${checkpoints[@]}"; do
