@@ -60,6 +60,7 @@ def write_results(folder: str | Path, path: str | Path) -> None:
     reports = {
         report.name: read_json(report / "metrics.json", ("dataset", "models"), "validate.py")
         for report in sorted((folder / "reports").iterdir())
+        if (report / "metrics.json").is_file()
     }
     models = list(reports["test"]["models"])
     base = Path(os.path.relpath(folder, path.parent))
@@ -74,7 +75,7 @@ def write_results(folder: str | Path, path: str | Path) -> None:
         ("Other hospitals", _external(reports, models)),
         ("Calibration and prevalence", _calibration(reports["test"], models)),
         ("Where the models look", _saliency(reports["test"], models)),
-        ("Misclassified and uncertain cases", _cases(folder / "reports" / "test", base)),
+        ("Misclassified and uncertain cases", _cases(folder / "reports" / "test", models)),
         ("Do it again", COMMANDS),
     ]
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections if text)
@@ -339,7 +340,7 @@ def _saliency(test: dict, models: list[str]) -> str:
         for key, title in MEASURES.items()
     ]
     parts = [
-        "Grad-CAM of the predicted class against human-drawn lung masks; deletion and insertion on "
+        "Grad-CAM of the decided class against human-drawn lung masks; deletion and insertion on "
         "a part of the images.",
         markdown_table(["Measure", *models], rows),
     ]
@@ -359,15 +360,22 @@ def _saliency(test: dict, models: list[str]) -> str:
     return "\n\n".join(parts)
 
 
-def _cases(report: Path, base: Path) -> str:
+def _cases(report: Path, models: list[str]) -> str:
     if not (report / "gallery.json").is_file():
         return ""
-    lines = ["Each X-ray beside the Grad-CAM of both models, heat in the probability's own scale."]
+    positive = read_json(report / "metrics.json", ("dataset",), "validate.py")["dataset"]["classes"]
+    positive = list(positive)[-1]
+    rows = []
     for case in json.loads((report / "gallery.json").read_text(encoding="utf-8")):
-        caption = f"{case['kind']}: {case['image_id']}, truth {case['truth']}"
-        lines += [f"![{caption}]({base}/reports/test/{name})" for name in case["images"]]
-        lines.append(f"*{caption}.*")
-    return "\n\n".join(lines)
+        shown = [f"{case['probabilities'][model][positive]:.3f}" for model in models]
+        wrong = ", ".join(case["wrong"]) or "-"
+        rows.append([case["image_id"], case["kind"], case["truth"], *shown, wrong])
+    header = ["Image", "Kind", "Truth", *(f"p({positive}), {m}" for m in models), "Wrong"]
+    return (
+        "The X-rays themselves are not part of this repository: `runs/reports/test/report.html`, "
+        "which the commands below make, shows each beside the Grad-CAM of both models.\n\n"
+        + markdown_table(header, rows)
+    )
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ train() { # OUTPUT_DIR FLAGS...
 }
 
 validate() { # NAME FLAGS...
-    local folder=$results/reports/$1
+    local folder=runs/reports/$1 kept=$results/reports/$1
     shift
-    [ -f "$folder/report.html" ] && return
-    "$bin/python" validate.py --model "${checkpoints[@]}" --output_dir "$folder" "$@"
+    [ -f "$folder/report.html" ] ||
+        "$bin/python" validate.py --model "${checkpoints[@]}" --output_dir "$folder" "$@"
+    # All but the X-rays: the gallery and the pages that embed it stay behind.
+    mkdir -p "$kept"
+    cp "$folder"/*.csv "$folder"/*.json "$kept"
 }
 
 keep() { # KIND RUN... : the small files of runs, which every number of RESULTS.md comes from
@@ -84,6 +87,7 @@ for model in densenet121 baseline; do
 done
 masks=(--dataset_options extra="$data/kermany_extra")
 validate test "${kermany[@]}" "${masks[@]}"
+cp -r runs/reports/test/figures $results/reports/test
 for variant in borders corners shift; do
     validate "$variant" "${kermany[@]}" --variant "$variant" --skip_heatmaps
 done
