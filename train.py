@@ -309,6 +309,7 @@ def main(argv: list[str]) -> None:
         partial = output_dir / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         device = f"{accelerator.num_processes} x {accelerator.device.type}"
+        device += f" on {os.cpu_count()} cores"
         with write_errors(f"the results in {output_dir}"):
             metrics = write_run(
                 partial, final, processor, splits, logits, progress, args, summary, device
