@@ -209,7 +209,7 @@ def test_two_processes_count_each_test_image_exactly_once(train, tmp_path):
     predictions = read_predictions(folder / "predictions_test.csv")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test"]["n"] == 33
-    assert metrics["device"] == "2 x cpu"
+    assert metrics["device"] == f"2 x cpu on {os.cpu_count()} cores"
     assert metrics["test"] == compute_metrics(predictions, seed=42)
 
 
@@ -227,7 +227,7 @@ def test_accelerates_cpu_launcher_says_that_it_starts_one_process(train, tmp_pat
     assert result.returncode == 0, result.stderr
     assert "torchrun --nproc_per_node 2" in result.stderr
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["device"] == "1 x cpu"
+    assert metrics["device"] == f"1 x cpu on {os.cpu_count()} cores"
     assert metrics["test"]["n"] == 33
 
 
