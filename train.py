@@ -90,6 +90,7 @@ def build_model(train, args):
     if args.num_channels is not None:
         options["num_channels"] = args.num_channels
     model, processor = create_model(args.model, names, args.image_size, args.pretrained, **options)
+    processor.squash |= args.squash_images
     size, channels = processor.size["height"], processor.num_channels
     try:
         with torch.no_grad():

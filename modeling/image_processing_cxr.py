@@ -28,6 +28,8 @@ class CxrImageProcessor(BaseImageProcessor):
         num_channels: 1 or 3 (the grey image repeated).
         image_mean, image_std: one value a channel, in units of full scale (0..1). The default is
             ImageNet's (for one channel, the mean over its three).
+        squash: stretch images to the output's shape, as for networks trained on images that were;
+            otherwise the aspect ratio is kept and the rest is black.
 
     Raises:
         ValueError: a size below 32 pixels, other channels than 1 or 3, or a mean or standard
@@ -42,6 +44,7 @@ class CxrImageProcessor(BaseImageProcessor):
         num_channels: int = 1,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
+        squash: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -54,6 +57,7 @@ class CxrImageProcessor(BaseImageProcessor):
             raise ValueError(f"num_channels is {num_channels}; it can be 1 or 3.")
         self.size = size
         self.num_channels = num_channels
+        self.squash = squash
         self.image_mean = list(image_mean or _per_channel(IMAGENET_MEAN, num_channels))
         self.image_std = list(image_std or _per_channel(IMAGENET_STD, num_channels))
         for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
@@ -121,7 +125,7 @@ class CxrImageProcessor(BaseImageProcessor):
         )
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
-        """Antialiased bilinear resize that keeps the aspect ratio, centred on black.
+        """Antialiased bilinear resize: keeping the aspect ratio, centred on black, or by `squash`.
 
         Args:
             pixels: uint16 (h, w).
@@ -172,7 +176,9 @@ class CxrImageProcessor(BaseImageProcessor):
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
     def _placement(self, height, width):
-        """Top, left, height and width of an image inside the padded output."""
+        """Top, left, height and width of an image inside the output."""
+        if self.squash:
+            return 0, 0, self.size["height"], self.size["width"]
         scale = min(self.size["height"] / height, self.size["width"] / width)
         inner_height = max(1, round(height * scale))
         inner_width = max(1, round(width * scale))

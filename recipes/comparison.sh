@@ -95,15 +95,14 @@ for variant in padded lungs only_lungs no_lungs; do
     validate "$variant" "${kermany[@]}" "${masks[@]}" --variant "$variant" --skip_heatmaps
 done
 for set in actualmed covid_cxnet openist; do
-    external=(--dataset "$data/external/manifest.csv" --dataset_options "where=file=^$set/")
-    validate $set "${external[@]}" --skip_heatmaps
-    validate $set-squashed "${external[@]}" --variant squashed --skip_heatmaps
+    validate $set --dataset "$data/external/manifest.csv" --dataset_options "where=file=^$set/" \
+        --skip_heatmaps
 done
 
 for model in "${checkpoints[@]}"; do
     "$bin/python" -m evaluation.evidence "$model" \
         $results/reports/{borders,corners,padded,lungs,only_lungs,no_lungs,shift} \
-        $results/reports/{actualmed,covid_cxnet,openist}{,-squashed}
+        $results/reports/{actualmed,covid_cxnet,openist}
 done
 "$bin/python" -m evaluation.results $results RESULTS.md
 "$bin/python" -m evaluation.table "${checkpoints[@]}" --readme README.md --block kermany

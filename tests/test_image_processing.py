@@ -123,6 +123,19 @@ def test_downscaling_is_antialiased():
     assert np.abs(inner - 0.5).max() < 0.01  # sampling without a filter gives 0 or 1
 
 
+def test_a_squashing_processor_fills_the_square_and_restores_the_frame(tmp_path):
+    wide = np.zeros((40, 80), np.uint8)
+    wide[:, 40:] = 255
+    CxrImageProcessor(64, squash=True).save_pretrained(tmp_path)
+    processor = CxrImageProcessor.from_pretrained(tmp_path)
+    pixels = processor.read(wide)
+    assert pixels.shape == (64, 64)
+    assert (pixels[:, :31] == 0).all() and (pixels[:, 33:] == 65535).all()
+    restored = processor.restore(pixels / 65535, 40, 80)
+    assert restored.shape == (40, 80)
+    assert restored[:, :38].max() == 0 and restored[:, 42:].min() == 1
+
+
 def test_pixel_values_are_normalised_floats():
     processor = CxrImageProcessor(64, image_mean=[0.5], image_std=[0.25])
     levels = np.zeros((64, 64), np.uint8)

@@ -83,6 +83,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--model", default="densenet121", help="baseline, densenet121, a timm name, a folder or id")
     add("--model_options", help="the configuration's own, as block_config=[2,2]", **pairs)
     add("--image_size", type=int, help="pixels a side; 224 if the model does not say")
+    add("--squash_images", action="store_true", help="stretch to a square instead of padding")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
     add("--pretrained", action="store_true", help="start from timm's ImageNet weights")
 

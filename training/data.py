@@ -64,7 +64,7 @@ def decode_splits(
     # What turns a file into pixels is part of the name, so that new code reads no old pixels.
     code = Path(inspect.getfile(type(processor))).read_bytes() + PIL.__version__.encode()
     size = processor.size["height"]
-    suffix = f"{size}-{hashlib.sha256(code).hexdigest()[:8]}.u16"
+    suffix = f"{size}{'-squash' * processor.squash}-{hashlib.sha256(code).hexdigest()[:8]}.u16"
     splits = {}
     for name, split in dataset.items():
         cache_file = folder / f"{fingerprint(split)}-{suffix}"

@@ -1,0 +1,173 @@
+"""Configurations of the chest X-ray classifiers."""
+
+from collections.abc import Sequence
+
+from transformers import PretrainedConfig
+
+from .calibration_cxr import check_operation
+
+LOSSES = ("cross_entropy", "focal")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
+OPERATION = ("calibration", "thresholds", "abstention", "prevalence")
+
+
+class CxrConfig(PretrainedConfig):
+    """What every network family shares.
+
+    Args:
+        image_size: height and width of `pixel_values`, pixels.
+        num_channels: 1 (grey) or 3 (the grey image repeated, for networks pretrained on colour).
+        dropout: probability of dropping a feature before the classifier, in [0, 1).
+        loss: "cross_entropy" or "focal" (Lin et al. 2017, section 3).
+        class_weights: one weight a class (single-label) or one positive weight a class
+            (multi-label); None weighs all alike.
+        label_smoothing: share of the target spread over the classes, in [0, 1); cross-entropy only.
+        focal_gamma: focusing exponent, >= 0.
+        focal_alpha: weight of the positive class in [0, 1], 1 - alpha for the negative one; for
+            two classes or multi-label. None leaves it out.
+        calibration: map from the log-odds of class 1 (two classes) or of each class (multi-label)
+            to calibrated ones, fitted on validation. `{"method": "temperature", "temperature": T}`
+            divides all by T, and is the only one for more exclusive classes; `{"method": "platt",
+            "scale": [...], "bias": [...]}` is linear; `{"method": "isotonic", "log_odds": [[...]],
+            "calibrated": [[...]]}` is linear between knots and flat outside. None is the identity.
+        thresholds: probability from which class 1, or each class of a multi-label model, is
+            decided; None decides for the most probable class, or above 0.5.
+        abstention: [low, high] for each threshold, between which no decision is made; None decides
+            always.
+        prevalence: share of each class in the data of the calibration, in (0, 1).
+        kwargs: `id2label`, `label2id`, `problem_type` and transformers' own.
+
+    Raises:
+        ValueError: a value outside its range or set.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        num_channels: int = 1,
+        dropout: float = 0.0,
+        loss: str = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 2.0,
+        focal_alpha: float | None = None,
+        calibration: dict | None = None,
+        thresholds: Sequence[float] | None = None,
+        abstention: Sequence[Sequence[float]] | None = None,
+        prevalence: Sequence[float] | None = None,
+        problem_type: str = "single_label_classification",
+        **kwargs,
+    ):
+        self.image_size = image_size
+        self.num_channels = num_channels
+        self.dropout = dropout
+        self.loss = loss
+        self.class_weights = list(class_weights) if class_weights is not None else None
+        self.label_smoothing = label_smoothing
+        self.focal_gamma = focal_gamma
+        self.focal_alpha = focal_alpha
+        self.calibration = calibration
+        self.thresholds = thresholds
+        self.abstention = abstention
+        self.prevalence = prevalence
+        super().__init__(problem_type=problem_type, **kwargs)
+        self._check()
+
+    def set_operation(self, operation: dict | None) -> None:
+        """Takes over what was fitted on validation, all of it; None forgets it.
+
+        Args:
+            operation: `calibration`, `thresholds`, `abstention` and `prevalence`.
+
+        Raises:
+            ValueError: another set of fields, or a value that does not fit; nothing is then taken.
+        """
+        operation = dict.fromkeys(OPERATION) if operation is None else operation
+        if set(operation) != set(OPERATION):
+            raise ValueError(
+                f"an operation holds {', '.join(OPERATION)}, not {', '.join(operation) or 'none'}."
+            )
+        check_operation(**operation, num_labels=self.num_labels, multi_label=self.is_multi_label)
+        self.update(operation)
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.problem_type == "multi_label_classification"
+
+    def _check(self):
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels is {self.num_channels}; it can be 1 or 3.")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; it can be {' or '.join(LOSSES)}.")
+        if self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(
+                f"problem_type is {self.problem_type!r}; it can be {' or '.join(PROBLEM_TYPES)}."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it lies in [0, 1).")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it lies in [0, 1).")
+        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} values for {self.num_labels} classes."
+            )
+        operation = {name: getattr(self, name) for name in OPERATION}
+        check_operation(**operation, num_labels=self.num_labels, multi_label=self.is_multi_label)
+        if self.loss == "focal":
+            self._check_focal()
+
+    def _check_focal(self):
+        if self.focal_gamma < 0:
+            raise ValueError(f"focal_gamma is {self.focal_gamma}; it is 0 or more.")
+        if self.label_smoothing:
+            raise ValueError("label_smoothing goes with loss='cross_entropy', not with 'focal'.")
+        if self.focal_alpha is None:
+            return
+        if not 0 <= self.focal_alpha <= 1:
+            raise ValueError(f"focal_alpha is {self.focal_alpha}; it lies in [0, 1].")
+        if self.problem_type == PROBLEM_TYPES[0] and self.num_labels != 2:
+            raise ValueError(
+                f"focal_alpha weighs two classes, not {self.num_labels}; use class_weights instead."
+            )
+
+
+class CxrBaselineConfig(CxrConfig):
+    """The baseline CNN: `hidden_sizes` holds the output channels of its blocks."""
+
+    model_type = "cxr-baseline"
+
+    def __init__(self, hidden_sizes: Sequence[int] = (32, 64, 128, 256), **kwargs):
+        self.hidden_sizes = list(hidden_sizes)
+        super().__init__(**kwargs)
+
+
+class CxrDenseNetConfig(CxrConfig):
+    """A DenseNet-BC (Huang et al. 2017, table 1); the defaults are DenseNet-121.
+
+    Args:
+        block_config: dense layers in each block.
+        growth_rate: channels that each dense layer adds.
+    """
+
+    model_type = "cxr-densenet"
+
+    def __init__(
+        self, block_config: Sequence[int] = (6, 12, 24, 16), growth_rate: int = 32, **kwargs
+    ):
+        self.block_config = list(block_config)
+        self.growth_rate = growth_rate
+        super().__init__(**kwargs)
+
+
+class CxrTimmConfig(CxrConfig):
+    """Any timm classification network, by its timm name."""
+
+    model_type = "cxr-timm"
+
+    def __init__(self, architecture: str = "resnet18", **kwargs):
+        self.architecture = architecture
+        super().__init__(**kwargs)
+
+
+for _config in (CxrBaselineConfig, CxrDenseNetConfig, CxrTimmConfig):
+    _config.register_for_auto_class()

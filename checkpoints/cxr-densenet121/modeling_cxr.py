@@ -1,0 +1,337 @@
+"""Chest X-ray classifiers that explain themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from timm.models.densenet import DenseNet
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.initialization import normal_, zeros_
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .calibration_cxr import calibrate, decide, to_probabilities
+from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
+from .grad_cam_cxr import closed_form_grad_cam, gap_linear_head, library_grad_cam
+from .loss_cxr import classification_loss
+from .pipeline_cxr import CxrImageClassificationPipeline
+
+
+@dataclass
+class CxrClassifierOutput(ImageClassifierOutput):
+    """What a classifier gives for a batch: `loss` and `logits` as in transformers, and more.
+
+    Attributes:
+        probabilities: float32 (B, K) in [0, 1], calibrated if the model is.
+    """
+
+    probabilities: torch.Tensor | None = None
+
+
+class CxrPreTrainedModel(PreTrainedModel):
+    """What every family shares: loss, probabilities, decisions, Grad-CAM, a saved folder's files.
+
+    A family sets `self.network`, which answers `forward_features`, `forward_head` and
+    `get_classifier` as timm's networks do.
+    """
+
+    config_class = CxrConfig
+    base_model_prefix = "network"
+    main_input_name = "pixel_values"
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        # timm initialises its own layers; only the classifier is ours, as a checkpoint may lack it.
+        if module is self.network.get_classifier():
+            normal_(module.weight, std=0.01)
+            zeros_(module.bias)
+        elif hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> CxrClassifierOutput | tuple:
+        """Classifies a batch.
+
+        Args:
+            pixel_values: float (B, C, H, W), as the image processor gives them.
+            labels: int (B,), or 0/1 (B, K) when the problem is multi-label; adds `loss`.
+            return_dict: False gives the tuple (loss, logits, probabilities), or without labels
+                (logits, probabilities).
+
+        Returns:
+            Raw logits, calibrated probabilities, and the loss where labels are given.
+
+        Raises:
+            ValueError: another number of channels than the configuration's.
+        """
+        self._check_input(pixel_values)
+        logits = self.network(pixel_values)
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        output = CxrClassifierOutput(
+            loss=loss, logits=logits, probabilities=self.probabilities(logits)
+        )
+        return output if return_dict else output.to_tuple()
+
+    def probabilities(
+        self, logits: torch.Tensor, prevalence: float | Sequence[float] | None = None
+    ) -> torch.Tensor:
+        """Calibrated probabilities; without a calibration in the configuration, plain ones.
+
+        Args:
+            logits: float (B, K), as the network gives them.
+            prevalence: share of each class where the images come from, or of class 1 of two; the
+                probabilities are then moved there from `config.prevalence` by Bayes' rule.
+
+        Returns:
+            float32 (B, K) in [0, 1]: softmax over the classes, or a sigmoid each when the problem
+            is multi-label.
+
+        Raises:
+            ValueError: logits of another shape, or a prevalence that does not fit, or that the
+                model cannot start from as `config.prevalence` is None.
+        """
+        self._check_columns(logits, "logits")
+        multi_label = self.config.is_multi_label
+        calibrated = calibrate(logits, self.config.calibration, multi_label)
+        return to_probabilities(calibrated, multi_label, self.config.prevalence, prevalence)
+
+    def decide(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Decisions at the configuration's thresholds.
+
+        Args:
+            probabilities: float (B, K), as `probabilities` gives them.
+
+        Returns:
+            int64 (B,) class indices; (B, K) of 1 and 0 when the problem is multi-label. -1 where
+            the model abstains: the probability lies in the configuration's abstention band.
+
+        Raises:
+            ValueError: probabilities of another shape.
+        """
+        self._check_columns(probabilities, "probabilities")
+        config = self.config
+        return decide(probabilities, config.thresholds, config.abstention, config.is_multi_label)
+
+    def grad_cam(
+        self, pixel_values: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Where the network looked (Grad-CAM, Selvaraju et al. 2017).
+
+        Args:
+            pixel_values: float (B, C, H, W).
+            target: class index to explain, or one index an image; None for the predicted class.
+
+        Returns:
+            float32 (B, H, W) in [0, 1], each scaled to its own extremes.
+
+        Raises:
+            ValueError: a target that is no class, or not one an image.
+        """
+        return self.explain(pixel_values, target)[1]
+
+    @torch.no_grad()
+    def explain(
+        self, pixel_values: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and Grad-CAM heatmaps together, for little more than the price of the logits.
+
+        Args and errors are those of `grad_cam`.
+
+        Returns:
+            Logits, float (B, K), and heatmaps, float32 (B, H, W) in [0, 1].
+        """
+        self._check_input(pixel_values)
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            features = self.network.forward_features(pixel_values)
+            logits = self.network.forward_head(features)
+            targets = self._check_target(target, logits)
+            linear = gap_linear_head(self.network, features)
+            if linear is None:
+                heatmaps = library_grad_cam(self.network, pixel_values, targets)
+            else:
+                size = tuple(pixel_values.shape[2:])
+                heatmaps = closed_form_grad_cam(features, linear.weight[targets], size)
+        finally:
+            for module in training:
+                module.training = True
+        return logits, heatmaps
+
+    def _check_input(self, pixel_values):
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; this model takes "
+                f"(batch, {self.config.num_channels}, height, width)."
+            )
+
+    def _check_columns(self, scores, name):
+        if scores.ndim != 2 or scores.shape[1] != self.config.num_labels:
+            raise ValueError(
+                f"{name} has shape {tuple(scores.shape)}; this model takes "
+                f"(batch, {self.config.num_labels})."
+            )
+
+    def _check_target(self, target, logits):
+        if target is None:
+            return logits.argmax(1)
+        targets = torch.as_tensor(target, device=logits.device)
+        if targets.ndim == 0:
+            targets = targets.expand(len(logits))
+        if targets.shape != (len(logits),):
+            raise ValueError(f"{len(targets)} targets for {len(logits)} images.")
+        if targets.min() < 0 or targets.max() >= logits.shape[1]:
+            raise ValueError(f"target is {target}; the classes are 0 to {logits.shape[1] - 1}.")
+        return targets
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Writes weights, configuration and the code that loads them; see transformers."""
+        # register_for_auto_class keeps one Auto class a model; both names must find the classifier.
+        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.config.auto_map = {"AutoModel": name, "AutoModelForImageClassification": name}
+        pipeline = CxrImageClassificationPipeline
+        self.config.custom_pipelines = {
+            "image-classification": {
+                "impl": f"{pipeline.__module__.rpartition('.')[2]}.{pipeline.__name__}",
+                "pt": ["AutoModelForImageClassification"],
+            }
+        }
+        super().save_pretrained(save_directory, **kwargs)
+        custom_object_save(pipeline, save_directory)
+
+
+def half_state(model: CxrPreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's weights with matrices and kernels in float16, half the size on disk.
+
+    Biases and normalisation, little in size and wide in range, stay as they are.
+
+    Raises:
+        ValueError: a weight too large for float16.
+    """
+    rounded = {}
+    for name, value in model.state_dict().items():
+        half = value.half() if value.ndim > 1 and value.is_floating_point() else value
+        if not half.isfinite().all():
+            raise ValueError(f"{name} has a weight beyond float16; keep the model in float32.")
+        rounded[name] = half
+    return rounded
+
+
+def save_half(model: CxrPreTrainedModel, folder: str | Path) -> None:
+    """`save_pretrained` with the weights of `half_state`.
+
+    The configuration keeps the model's float32, in which `from_pretrained` runs it: load
+    `half_state` into the model before making the predictions that are reported for it.
+    """
+    model.save_pretrained(folder, state_dict=half_state(model))
+
+
+class BaselineCnn(nn.Module):
+    """Blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 maximum pooling."""
+
+    def __init__(self, config: CxrBaselineConfig):
+        super().__init__()
+        channels = config.num_channels
+        self.features = nn.Sequential()
+        for width in config.hidden_sizes:
+            self.features.extend(
+                [
+                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                    nn.MaxPool2d(2),
+                ]
+            )
+            channels = width
+        self.num_features = channels
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(channels, config.num_labels)
+
+    def forward_features(self, pixel_values):
+        return self.features(pixel_values)
+
+    def forward_head(self, features):
+        return self.classifier(self.dropout(features.mean((2, 3))))
+
+    def get_classifier(self):
+        return self.classifier
+
+    def forward(self, pixel_values):
+        return self.forward_head(self.forward_features(pixel_values))
+
+
+class CxrBaselineForImageClassification(CxrPreTrainedModel):
+    """The baseline CNN: 388,834 parameters with four blocks, one channel and two classes."""
+
+    config_class = CxrBaselineConfig
+
+    def __init__(self, config: CxrBaselineConfig):
+        super().__init__(config)
+        self.network = BaselineCnn(config)
+        self.post_init()
+
+
+class CxrDenseNetForImageClassification(CxrPreTrainedModel):
+    """timm's DenseNet: DenseNet-121 has 6,949,634 parameters with one channel and two classes."""
+
+    config_class = CxrDenseNetConfig
+
+    def __init__(self, config: CxrDenseNetConfig):
+        super().__init__(config)
+        self.network = DenseNet(
+            growth_rate=config.growth_rate,
+            block_config=tuple(config.block_config),
+            num_classes=config.num_labels,
+            in_chans=config.num_channels,
+            drop_rate=config.dropout,
+        )
+        self.post_init()
+
+
+class CxrTimmForImageClassification(CxrPreTrainedModel):
+    """Any timm classification network with one linear classifier.
+
+    Raises:
+        ValueError: a name that timm does not know, or a network with another kind of head.
+    """
+
+    config_class = CxrTimmConfig
+
+    def __init__(self, config: CxrTimmConfig):
+        super().__init__(config)
+        if not timm.is_model(config.architecture):
+            raise ValueError(f"architecture is {config.architecture!r}, which timm does not know.")
+        self.network = timm.create_model(
+            config.architecture,
+            num_classes=config.num_labels,
+            in_chans=config.num_channels,
+            drop_rate=config.dropout,
+            **fixed_size(config),
+        )
+        if not isinstance(self.network.get_classifier(), nn.Linear):
+            raise ValueError(
+                f"architecture is {config.architecture!r}, whose head is not one linear layer."
+            )
+        self.post_init()
+
+
+def fixed_size(config: CxrTimmConfig) -> dict[str, int]:
+    """`img_size` for the timm networks that are built for one input size, such as ViTs."""
+    pretrained_cfg = timm.get_pretrained_cfg(config.architecture)
+    fixed = pretrained_cfg is not None and pretrained_cfg.fixed_input_size
+    return {"img_size": config.image_size} if fixed else {}
+
+
+for _model in (
+    CxrBaselineForImageClassification,
+    CxrDenseNetForImageClassification,
+    CxrTimmForImageClassification,
+):
+    _model.register_for_auto_class("AutoModelForImageClassification")
