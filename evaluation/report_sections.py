@@ -37,7 +37,11 @@ AVERAGES = {
     "macro": "Mean over the classes (macro)",
     "micro": "All pairs of image and class together (micro)",
 }
-PRIOR_NAMES = {"true": "the split's own share", "em": "estimated by EM"}
+PRIOR_NAMES = {
+    "validation": "validation's share, as calibrated",
+    "true": "the split's own share",
+    "em": "estimated by EM",
+}
 PROBABILITY_METRICS = ("brier", "ece", "ece_mass", "log_loss")
 
 

@@ -131,7 +131,7 @@ def test_what_was_fitted_on_validation_is_stated(tmp_path):
         "80 validation images: identity 0.3142, temperature 0.2718.",
         "model.probabilities(logits) # calibrated",
         "model.probabilities(logits, prevalence=[0.9, 0.1]) # where 10 % have PNEUMONIA",
-        "Calibration, decision thresholds and abstention were fitted on it as well.",
+        "Calibration, decision thresholds and abstention were fitted on it.",
         f"| PPV where 10% have it | {format_metric(ppv)} | 0.310 [0.250, 0.375] |",
     ):
         assert part in text, part
