@@ -47,7 +47,8 @@ def write_report(folder: str | Path) -> None:
     for name, model in report["models"].items():
         _require(model, MODEL_KEYS, f"model {name!r}", folder)
     gallery = []
-    if (folder / "gallery.json").is_file():
+    # Results that are passed on may leave the X-rays out.
+    if (folder / "gallery.json").is_file() and (folder / "gallery").is_dir():
         gallery = read_json(folder / "gallery.json", CASE_KEYS, "validate.py", many=True)
     sections = build_sections(report, gallery, _figures(folder))
     html = _render_html(folder, report, sections)
