@@ -27,7 +27,7 @@ from evaluation.predictions import (
 )
 from evaluation.saliency import write_saliency
 from evaluation.validation import bare_context, describe_predictions, score_report
-from training.arguments import option, recipe
+from training.arguments import check_ranges, option, recipe
 from training.heatmaps import draw_gallery, randomization_rows, saliency_rows
 from training.launch import make_accelerator
 from training.subject import Subject
@@ -78,10 +78,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--num_resamples", type=int, default=2000, help="of the bootstrap over patients")
     add("--seed", type=int, default=0, help="of the bootstrap and the variant")
     args = parser.parse_args(argv)
-    for name, (low, high) in RANGES.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            parser.error(f"--{name} is {value}; it lies in {low} to {high}")
+    check_ranges(parser, args, RANGES)
     args.dataset_options = dict(args.dataset_options)
     args.report_to = "none"
     return args

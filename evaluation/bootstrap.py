@@ -38,7 +38,12 @@ def resample_weights(
     Yields:
         float64 (r, N) blocks of whole numbers, `num_resamples` rows in all; the block size bounds
         the memory and changes no draw.
+
+    Raises:
+        ValueError: a negative `num_resamples`.
     """
+    if num_resamples < 0:
+        raise ValueError(f"num_resamples is {num_resamples}; give 0 or more.")
     patients, patient_index = np.unique(patient_ids, return_inverse=True)
     rng = np.random.default_rng(seed)
     block_rows = max(1, MAX_BLOCK_WEIGHTS // len(patient_ids))

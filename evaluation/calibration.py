@@ -16,8 +16,7 @@ from sklearn.isotonic import IsotonicRegression
 from evaluation.operating_points import abstention_band, choose_threshold
 from evaluation.predictions import Predictions
 
-FIELDS = ("calibration", "thresholds", "abstention", "prevalence")
-NO_OPERATION = dict.fromkeys(FIELDS)
+NO_OPERATION = dict.fromkeys(("calibration", "thresholds", "abstention", "prevalence"))
 NUM_FOLDS = 5
 SEED = 0
 # On separable data every likelihood grows without end with the steepness; this is where it stops.
@@ -50,7 +49,7 @@ def fit_operation(
         ValueError: what `fit_calibration`, `choose_threshold` and `abstention_band` refuse.
     """
     calibration = fit_calibration(predictions)
-    truth = _truth(predictions)
+    truth = predictions.truth
     operation = {
         "calibration": calibration,
         "thresholds": None,
@@ -90,7 +89,7 @@ def fit_calibration(predictions: Predictions) -> dict:
         ValueError: a class with no image, or in a multi-label task one without an absence; one
             patient only.
     """
-    present = _truth(predictions).sum(axis=0)
+    present = predictions.truth.sum(axis=0)
     for count, kind in ((0, "no image"), (len(predictions.labels), "only images")):
         if count in present:
             name = predictions.class_names[np.argmax(present == count)]
@@ -107,8 +106,8 @@ def fit_calibration(predictions: Predictions) -> dict:
         logits = np.empty_like(predictions.logits)
         for fold in range(folds.max() + 1):
             held_out = folds == fold
-            calibration = fit(_subset(predictions, ~held_out))
-            logits[held_out] = _calibrate(_subset(predictions, held_out), calibration).logits
+            calibration = fit(predictions.take(~held_out))
+            logits[held_out] = _calibrate(predictions.take(held_out), calibration).logits
         losses[name] = _log_loss(replace(predictions, logits=logits))
     best = min(losses, key=losses.get)
     return {**fits[best](predictions), "n": len(predictions.labels), "log_loss": losses}
@@ -124,9 +123,11 @@ def apply_operation(predictions: Predictions, operation: dict) -> Predictions:
     Raises:
         ValueError: a field is missing, or an unknown method or another number of classes.
     """
-    missing = [name for name in FIELDS if name not in operation]
+    missing = [name for name in NO_OPERATION if name not in operation]
     if missing:
-        raise ValueError(f"the operation has no {missing[0]!r}; it holds {', '.join(FIELDS)}.")
+        raise ValueError(
+            f"the operation has no {missing[0]!r}; it holds {', '.join(NO_OPERATION)}."
+        )
     if operation["calibration"] is not None:
         predictions = _calibrate(predictions, operation["calibration"])
     thresholds = operation["thresholds"]
@@ -289,13 +290,6 @@ def _is_multi_class(predictions):
     return not predictions.multi_label and len(predictions.class_names) > 2
 
 
-def _truth(predictions) -> np.ndarray:
-    """bool (N, K)."""
-    if predictions.multi_label:
-        return predictions.labels
-    return predictions.labels[:, None] == np.arange(len(predictions.class_names))
-
-
 def _reported(predictions, columns):
     """The columns of the classes that have a map and a threshold: of a binary task, class 1's."""
     return columns if predictions.multi_label else columns[:, 1:]
@@ -303,7 +297,7 @@ def _reported(predictions, columns):
 
 def _binary_tasks(predictions):
     """(log-odds, smoothed targets) of each class with a map, both float64 (N,)."""
-    truth = _reported(predictions, _truth(predictions)).astype(np.int64)
+    truth = _reported(predictions, predictions.truth).astype(np.int64)
     log_odds = _reported(predictions, predictions.log_odds)
     return [(z, _smoothed_targets(y, 2)[:, 1]) for z, y in zip(log_odds.T, truth.T)]
 
@@ -329,23 +323,11 @@ def _patient_folds(predictions):
             f"split {predictions.split!r} has one patient; calibration is cross-validated over "
             "patients and needs two or more."
         )
-    shares = [np.bincount(patient, weights=y) / np.bincount(patient) for y in _truth(predictions).T]
+    shares = [np.bincount(patient, weights=y) / np.bincount(patient) for y in predictions.truth.T]
     drawn = np.random.default_rng(SEED).random(len(patients))
     fold = np.empty(len(patients), dtype=np.int64)
     fold[np.lexsort((drawn, *shares))] = np.arange(len(patients)) % NUM_FOLDS
     return fold[patient]
-
-
-def _subset(predictions, chosen):
-    return replace(
-        predictions,
-        image_id=predictions.image_id[chosen],
-        patient_id=predictions.patient_id[chosen],
-        labels=predictions.labels[chosen],
-        logits=predictions.logits[chosen],
-        thresholds=None,
-        extra={},
-    )
 
 
 def _shares(predictions, shares, name):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -54,8 +53,6 @@ def compare_models(
         ValueError: other classes, images, patients or labels in b than in a, naming the first
             difference; a negative `num_resamples`, or a target outside its range.
     """
-    if num_resamples < 0:
-        raise ValueError(f"num_resamples is {num_resamples}; give 0 or more.")
     targets = checked_targets(specificities, sensitivities, prevalences)
     b = _aligned(a, b)
     num_images, num_classes = a.logits.shape
@@ -192,14 +189,7 @@ def _aligned(a: Predictions, b: Predictions) -> Predictions:
                 f"({missing.sum()} images like it); give both models the same images."
             )
     order = np.argsort(b.image_id)[np.searchsorted(np.sort(b.image_id), a.image_id)]
-    b = replace(
-        b,
-        image_id=b.image_id[order],
-        patient_id=b.patient_id[order],
-        labels=b.labels[order],
-        logits=b.logits[order],
-        extra={},
-    )
+    b = b.take(order)
     for what, of_a, of_b in (
         ("patient", a.patient_id, b.patient_id),
         ("label", a.labels, b.labels),

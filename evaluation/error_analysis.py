@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -264,7 +263,7 @@ def _row(predictions: Predictions, column: str, value: str, members: np.ndarray)
 def _group_metrics(
     predictions: Predictions, members: np.ndarray, num_resamples: int, seed: int
 ) -> dict:
-    report = compute_metrics(_select(predictions, members), num_resamples, seed)
+    report = compute_metrics(predictions.take(members), num_resamples, seed)
     several = {"value": None, "reason": "a task of several classes has one a class"}
     metrics = {name: report.get(name, several) for name in SUBGROUP_METRICS}
     classes = np.unique(predictions.labels[members])
@@ -273,15 +272,9 @@ def _group_metrics(
     other = predictions.labels != classes[0]
     if not other.any():
         return {"metrics": metrics}
-    wider = compute_metrics(_select(predictions, members | other), num_resamples, seed)
+    wider = compute_metrics(predictions.take(members | other), num_resamples, seed)
     against = f"all {other.sum()} images of {predictions.class_names[1 - classes[0]]}"
     return {"against": against, "metrics": metrics | {"auroc": wider["auroc"]}}
-
-
-def _select(predictions: Predictions, members: np.ndarray) -> Predictions:
-    fields = ("image_id", "patient_id", "labels", "logits")
-    selected = {name: getattr(predictions, name)[members] for name in fields}
-    return replace(predictions, **selected, extra={})
 
 
 def _certainty(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

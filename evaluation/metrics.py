@@ -101,8 +101,6 @@ def compute_metrics(
     Raises:
         ValueError: a negative `num_resamples`, or a target outside its range.
     """
-    if num_resamples < 0:
-        raise ValueError(f"num_resamples is {num_resamples}; give 0 or more.")
     targets = checked_targets(specificities, sensitivities, prevalences)
     num_images, num_classes = predictions.logits.shape
     num_patients = len(np.unique(predictions.patient_id))

@@ -5,7 +5,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,28 @@ class Predictions:
             raise ValueError(
                 f"image {image_id!r} {why} ({bad.sum()} of {len(bad)} images like it)."
             )
+
+    def take(self, rows: np.ndarray) -> "Predictions":
+        """The predictions of some images, by bool (N,) or by int (M,) row numbers in their order.
+
+        Raises:
+            ValueError: no row, or one twice.
+        """
+        return replace(
+            self,
+            image_id=self.image_id[rows],
+            patient_id=self.patient_id[rows],
+            labels=self.labels[rows],
+            logits=self.logits[rows],
+            extra={name: column[rows] for name, column in self.extra.items()},
+        )
+
+    @property
+    def truth(self) -> np.ndarray:
+        """bool (N, K): the classes of each image."""
+        if self.multi_label:
+            return self.labels.astype(bool)
+        return self.labels[:, None] == np.arange(len(self.class_names))
 
     @property
     def log_odds(self) -> np.ndarray:

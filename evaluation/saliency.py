@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import rankdata
 
 from evaluation.bootstrap import interval, resample_weights
 from evaluation.predictions import write_text
@@ -340,13 +341,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     """NaN where a or b has one value."""
     if a.min() == a.max() or b.min() == b.max():
         return math.nan
-    return float(np.corrcoef(_mean_ranks(a), _mean_ranks(b))[0, 1])
-
-
-def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    """float64 (N,): ranks from 1, ties at the mean of theirs."""
-    _, inverse, counts = np.unique(values.ravel(), return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[inverse]
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 def _values(rows: Sequence[dict], measures: Sequence[str]) -> np.ndarray:

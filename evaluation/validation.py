@@ -59,13 +59,11 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
     if (folder / "randomization.json").is_file():
         stages = read_json(folder / "randomization.json", (), "validate.py")
     _check_names(list(raw), context["models"], {row["model"] for row in rows or []} | set(stages))
-    operated = {
-        name: apply_operation(part, context["models"][name]["operation"] or NO_OPERATION)
-        for name, part in raw.items()
-    }
+    operations = {name: context["models"][name]["operation"] or NO_OPERATION for name in raw}
+    operated = {name: apply_operation(part, operations[name]) for name, part in raw.items()}
     report = {**context, "num_resamples": num_resamples, "seed": seed, "models": {}}
     for name, predictions in operated.items():
-        operation = context["models"][name]["operation"] or NO_OPERATION
+        operation = operations[name]
         report["models"][name] = {
             **context["models"][name],
             "metrics": compute_metrics(predictions, num_resamples, seed),
@@ -126,17 +124,14 @@ def bare_context(predictions_csv: Path, command: str) -> dict:
 
 def describe_predictions(predictions: Predictions, name: str) -> dict:
     """The `dataset` entry of context.json, as far as predictions tell."""
-    labels = predictions.labels
-    if not predictions.multi_label:
-        labels = labels[:, None] == np.arange(len(predictions.class_names))
     return {
         "name": name,
         "source": "unknown",
         "split": predictions.split,
         "variant": None,
-        "n": len(labels),
+        "n": len(predictions.labels),
         "patients": len(np.unique(predictions.patient_id)),
-        "classes": dict(zip(predictions.class_names, labels.sum(axis=0).tolist())),
+        "classes": dict(zip(predictions.class_names, predictions.truth.sum(axis=0).tolist())),
         "fingerprint": "unknown",
     }
 
@@ -176,15 +171,7 @@ def _abstaining(predictions, operation, num_resamples, seed):
     found = {"coverage": {"value": share, **interval(share, coverage, patients, "logit")}}
     if not kept.any():
         return found
-    rest = replace(
-        predictions,
-        **{
-            name: getattr(predictions, name)[kept]
-            for name in ("image_id", "patient_id", "labels", "logits")
-        },
-        extra={},
-    )
-    metrics = compute_metrics(rest, num_resamples, seed)
+    metrics = compute_metrics(predictions.take(kept), num_resamples, seed)
     return found | {key: metrics[key] for key in ("accuracy", "sensitivity", "specificity")}
 
 

@@ -139,12 +139,21 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         parser.error("--push_to_hub needs --hub_model_id ORG/NAME")
     if args.report_to not in ("none", *get_available_trackers()):
         parser.error(f"--report_to {args.report_to} needs that package: pip install it first")
-    for name, (low, high) in RANGES.items():
+    check_ranges(parser, args, RANGES)
+    args.dataset_options, args.model_options = dict(args.dataset_options), dict(args.model_options)
+    return args
+
+
+def check_ranges(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    ranges: dict[str, tuple[float, float]],
+) -> None:
+    """Ends the program where a flag that is given lies outside its range, ends included."""
+    for name, (low, high) in ranges.items():
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name} is {value}; it lies in {low} to {high}")
-    args.dataset_options, args.model_options = dict(args.dataset_options), dict(args.model_options)
-    return args
 
 
 def yaml_flags(path: str) -> list[str]:

@@ -6,7 +6,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-FULL_SCALE = 65535
+from modeling.image_processing_cxr import FULL_SCALE
 
 
 def augment(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:

@@ -17,7 +17,8 @@ from evaluation.saliency import (
     measure_heatmap,
     randomization_check,
 )
-from training.subject import FULL_SCALE, Subject
+from modeling.image_processing_cxr import FULL_SCALE
+from training.subject import Subject
 
 
 def decided_classes(predictions: Predictions) -> np.ndarray:
@@ -38,11 +39,14 @@ def saliency_rows(
     split, targets, rows = subject.split, decided_classes(predictions), []
     curves = set(chosen_rows(subject, args).tolist())
     located = {"lung_mask", "boxes"} & set(split.features)
+    # Boxes are in pixels of the image; nothing else here needs it decoded.
+    image_column = ["image"] if "boxes" in located else []
+    facts = split.select_columns(["image_id", "patient_id", *sorted(located), *image_column])
     looked_at = range(len(split)) if located else sorted(curves)
     for row in tqdm(looked_at, desc=f"heatmaps of {subject.name}", unit="image"):
         target = int(targets[row])
         pixel_values, heatmap = subject.explain(row, target)
-        image = split[row]
+        image = facts[row]
         found = {key: image[key] for key in ("image_id", "patient_id")} | {"model": subject.name}
         if image.get("lung_mask") is not None:
             lungs = subject.processor.read(image["lung_mask"].convert("L")) > FULL_SCALE // 2

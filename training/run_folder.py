@@ -75,13 +75,14 @@ def write_run(
         "num_parameters": model.num_parameters(),
         "device": device,
     }
+    operated = {name: apply_operation(raw, operation) for name, raw in read.items()}
     for name, raw in read.items():
-        metrics[name] = compute_metrics(apply_operation(raw, operation), seed=args.seed)
+        metrics[name] = compute_metrics(operated[name], seed=args.seed)
         metrics[f"uncalibrated_{name}"] = compute_metrics(raw, seed=args.seed)
-    operated = apply_operation(read.get("test", read["validation"]), operation)
+    shown = operated.get("test", operated["validation"])
     figures, title = folder / "figures", Path(args.output_dir).resolve().name
-    plot_confusion_matrix(operated, figures / "confusion_matrix.png")
-    plot_roc({title: operated}, figures / "roc.png", seed=args.seed)
+    plot_confusion_matrix(shown, figures / "confusion_matrix.png")
+    plot_roc({title: shown}, figures / "roc.png", seed=args.seed)
     with open(folder / "history.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, progress["history"][0])
         writer.writeheader()

@@ -15,10 +15,10 @@ from evaluation.calibration import NO_OPERATION
 from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor, load_model
 from modeling.configuration_cxr import CxrConfig
+from modeling.image_processing_cxr import FULL_SCALE
 from training.data import PixelDataset, decode_splits
 from training.inference import make_loader, predict, to_predictions
 
-FULL_SCALE = 65535
 SCHEMA = {"image", "label", "labels", "image_id", "patient_id", "source", "lung_mask", "boxes"}
 
 
@@ -45,6 +45,7 @@ class Subject:
         decoded = decode_splits(splits, self.processor, args.cache_dir, args.max_unreadable)
         self.pixels, self.split = decoded[args.split], splits[args.split]
         align_classes(self.pixels, self.class_names)
+        self.columns = columns(self.split, self.pixels.pixels)
         # Before any inference: ids that clash.
         self.to_predictions(torch.zeros(len(self.pixels), len(self.class_names)), args.split)
 
@@ -71,7 +72,7 @@ class Subject:
         return self.to_predictions(logits, args.split)
 
     def to_predictions(self, logits: torch.Tensor, name: str) -> Predictions:
-        return to_predictions(self.pixels, logits, name, columns(self.split, self.pixels.pixels))
+        return to_predictions(self.pixels, logits, name, self.columns)
 
     def explain(self, row: int, target: int) -> tuple[torch.Tensor, np.ndarray]:
         """`pixel_values` (1, C, H, W) and the heatmap (H, W) of one image for one class."""
