@@ -1,0 +1,353 @@
+"""DICOM files: known pixels, refusals and warnings."""
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from dicom_files import as_chest, code, data_set, dicom, lut, nested, pydicoms_file, written
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.pixels import compress
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+
+from modeling import CxrImageProcessor
+from modeling.dicom_cxr import is_dicom, read_dicom
+
+RAMP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # every 12-bit value once
+EIGHT = (RAMP % 256).astype(np.uint8)
+SIGNED = RAMP.astype(np.int16) - 2048
+WINDOW = {"WindowCenter": 2048, "WindowWidth": 1024}
+RGB = np.stack([EIGHT, EIGHT[::-1], 255 - EIGHT], -1)
+LUMA = np.asarray(Image.fromarray(RGB).convert("L")).astype(int)
+NEGATIVE = {"PhotometricInterpretation": "MONOCHROME1"}
+STEPS = [0] * 1024 + [100] * 1024 + [1000] * 1024 + [1023] * 1024
+
+
+def palette(bits):
+    """Red alone, from black to full: luma 0.299."""
+    values = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour, top in (("Red", 2**bits - 1), ("Green", 0), ("Blue", 0)):
+        entries = np.linspace(0, top, 256).astype("<u2" if bits == 16 else "u1")
+        values[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+        values[f"{colour}PaletteColorLookupTableData"] = entries.tobytes()
+    return values
+
+
+# What the file is: its bytes, the stored value at a pixel, and what is expected there, 0..1.
+CASES = {
+    "8 bits, full range": (dicom(EIGHT), {0: 0, 1: 1 / 255, 255: 1}),
+    "10 to 16 bits by their own range": (dicom(RAMP // 2 + 7, 16), {0: 0, 4095: 1}),
+    "linear window": (
+        # PS3.3 C.11.2.1.2.1: ((x - 2047.5) / 1023 + 0.5)
+        dicom(RAMP, 12, **WINDOW),
+        {1535: 0, 1536: 0, 1537: 1 / 1023, 2559: 1, 2048: (0.5 / 1023 + 0.5)},
+    ),
+    "exact window": (
+        dicom(RAMP, 12, VOILUTFunction="LINEAR_EXACT", **WINDOW),
+        {1536: 0, 2048: 0.5, 2560: 1, 1792: 0.25},
+    ),
+    "sigmoid": (
+        dicom(RAMP, 12, VOILUTFunction="SIGMOID", **WINDOW),
+        {2048: 0.5, 2304: 1 / (1 + np.exp(-1)), 0: 1 / (1 + np.exp(8))},
+    ),
+    "the first of several windows": (
+        dicom(
+            RAMP,
+            12,
+            WindowCenter=[2048, 9],
+            WindowWidth=[1024, 9],
+            VOILUTFunction="LINEAR_EXACT",
+        ),
+        {1536: 0, 1792: 0.25, 2560: 1},
+    ),
+    "window of width 1": (dicom(RAMP, 12, WindowCenter=100, WindowWidth=1), {99: 0, 100: 1}),
+    "rescale before the window": (
+        dicom(
+            RAMP,
+            12,
+            RescaleSlope=2,
+            RescaleIntercept=-1000,
+            VOILUTFunction="LINEAR_EXACT",
+            WindowCenter=0,
+            WindowWidth=400,
+        ),
+        {400: 0, 450: 0.25, 500: 0.5, 600: 1},
+    ),
+    "negative slope": (dicom(RAMP, 12, RescaleSlope=-1, RescaleIntercept=0), {0: 1, 4095: 0}),
+    "signed": (
+        dicom(SIGNED, 12, VOILUTFunction="LINEAR_EXACT", WindowCenter=0, WindowWidth=2048),
+        {0: 0, 1024: 0, 1536: 0.25, 2048: 0.5, 3072: 1},
+    ),
+    "VOI LUT before a window": (
+        dicom(RAMP, 12, VOILUTSequence=[lut(0, STEPS, 10)], **WINDOW),
+        {0: 0, 1024: 100 / 1023, 2048: 1000 / 1023, 4095: 1},
+    ),
+    "VOI LUT beyond its ends": (
+        dicom(RAMP, 12, VOILUTSequence=[lut(1000, [5, 50, 255], 8)]),
+        {0: 5 / 255, 1000: 5 / 255, 1001: 50 / 255, 1002: 1, 4095: 1},
+    ),
+    "Modality LUT": (
+        dicom(
+            RAMP,
+            12,
+            ModalityLUTSequence=[lut(0, STEPS, 10)],
+            VOILUTFunction="LINEAR_EXACT",
+            WindowCenter=500,
+            WindowWidth=1000,
+        ),
+        {0: 0, 1024: 0.1, 2048: 1, 4095: 1},
+    ),
+    # Inverted before the window, 750 would be 4095 - 750, which is 0 by then.
+    "MONOCHROME1 inverts after the window": (
+        dicom(
+            RAMP,
+            12,
+            VOILUTFunction="LINEAR_EXACT",
+            WindowCenter=1000,
+            WindowWidth=1000,
+            **NEGATIVE,
+        ),
+        {0: 1, 500: 1, 750: 0.75, 1250: 0.25, 1500: 0, 4095: 0},
+    ),
+    "MONOCHROME1, 8 bits": (dicom(EIGHT, **NEGATIVE), {0: 1, 1: 254 / 255, 255: 0}),
+    "MONOCHROME1 with INVERSE inverts once": (
+        dicom(EIGHT, PresentationLUTShape="INVERSE", **NEGATIVE),
+        {0: 1, 255: 0},
+    ),
+    "MONOCHROME2 with INVERSE": (dicom(EIGHT, PresentationLUTShape="INVERSE"), {0: 1, 255: 0}),
+    "padding is black and outside the range": (
+        dicom(RAMP, 12, PixelPaddingValue=0, PixelPaddingRangeLimit=1094, **NEGATIVE),
+        {0: 0, 1094: 0, 1095: 1, 2595: 0.5, 4095: 0},
+    ),
+    "bits above the stored ones are overlays": (
+        dicom(RAMP | 0xF000, 12, VOILUTFunction="LINEAR_EXACT", **WINDOW),
+        {1536: 0, 2048: 0.5, 2560: 1},
+    ),
+    "high bit above the stored bits": (
+        dicom(RAMP << 4, 12, HighBit=15, VOILUTFunction="LINEAR_EXACT", **WINDOW),
+        {1536: 0, 2048: 0.5, 2560: 1},
+    ),
+    "palette of 16 bits": (dicom(EIGHT, **palette(16)), {0: 0, 255: 0.299}),
+    "palette of 8 bits": (dicom(EIGHT, **palette(8)), {0: 0, 255: 0.299}),
+    "RGB": (dicom(RGB), {0: LUMA.flat[0] / 255, 777: LUMA.flat[777] / 255}),
+    "RGB by planes": (
+        dicom(RGB, PlanarConfiguration=1, PixelData=np.moveaxis(RGB, -1, 0).tobytes()),
+        {0: LUMA.flat[0] / 255, 777: LUMA.flat[777] / 255},
+    ),
+    "YBR_FULL": (dicom(RGB, PhotometricInterpretation="YBR_FULL"), {7: 7 / 255, 300: 44 / 255}),
+    "YBR_FULL_422": (
+        dicom(
+            RGB,
+            PhotometricInterpretation="YBR_FULL_422",
+            PixelData=np.insert(EIGHT.reshape(-1, 2), [2, 2], 128, axis=1).tobytes(),
+        ),
+        {7: 7 / 255, 300: 44 / 255},
+    ),
+    "the first of two frames": (
+        dicom(EIGHT, NumberOfFrames=2, PixelData=EIGHT.tobytes() + EIGHT[::-1].tobytes()),
+        {0: 0, 1: 1 / 255, 255: 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stored_values_give_the_expected_greys(case):
+    content, expected = CASES[case]
+    pixels = read_dicom(content, "x").pixels
+    assert pixels.shape == (64, 64) and pixels.dtype == np.uint16
+    for position, grey in expected.items():
+        assert pixels.flat[position] == pytest.approx(grey * 65535, abs=0.51), position
+
+
+@pytest.mark.parametrize("pixels", [RAMP, SIGNED, EIGHT], ids=["12 bits", "signed", "8 bits"])
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ImplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+        RLELossless,
+        JPEG2000Lossless,
+    ],
+    ids=lambda syntax: syntax.keyword,
+)
+def test_a_lossless_transfer_syntax_changes_no_pixel(syntax, pixels):
+    ds = data_set(pixels, 8 if pixels is EIGHT else 12)
+    plain = read_dicom(written(ds), "x").pixels
+    if syntax == ExplicitVRBigEndian:
+        ds.PixelData = pixels.byteswap().tobytes()
+    elif syntax.is_compressed and syntax.is_encapsulated:
+        compress(ds, syntax)
+    assert len(np.unique(plain)) == int(pixels.max()) - int(pixels.min()) + 1
+    np.testing.assert_array_equal(read_dicom(written(ds, syntax), "x").pixels, plain)
+
+
+# One of pydicom's files as a chest: a row and column, the value there, and the values of the
+# whole image that become black and white.
+PYDICOMS = {
+    "CT_small.dcm": (64, 64, 1928, 128, 2191),
+    "MR_small_RLE.dcm": (30, 40, 1328, 127, 2145),
+    "MR_small_implicit.dcm": (30, 40, 1328, 127, 2145),
+    "MR_small_bigendian.dcm": (30, 40, 1328, 127, 2145),
+    "MR_small_jp2klossless.dcm": (30, 40, 1328, 127, 2145),
+    "MR_small_jpeg_ls_lossless.dcm": (30, 40, 1328, 127, 2145),
+    "J2K_pixelrep_mismatch.dcm": (256, 256, 27, -2000, 1896),
+    "JPGExtended.dcm": (420, 140, 244, 0, 264),
+    "693_J2KI.dcm": (200, 200, 1069, -2971, 2836),
+    "image_dfl.dcm": (100, 100, 213, 0, 255),
+    "SC_rgb_jpeg_gdcm.dcm": (55, 50, 142, 0, 255),  # JPEG Lossless; luma of 128, 128, 255
+    "SC_rgb_rle.dcm": (55, 50, 142, 0, 255),
+    "SC_rgb_dcmtk_+eb+cr.dcm": (55, 50, 142, 0, 255),  # JPEG Baseline
+    "SC_rgb_jls_lossy_line.dcm": (55, 50, 144, 0, 255),  # luma of 130, 130, 255
+}
+
+
+@pytest.mark.parametrize("name", PYDICOMS)
+def test_pydicoms_files_give_their_known_pixel(name):
+    row, column, value, black, white = PYDICOMS[name]
+    pixels = read_dicom(as_chest(name), name).pixels
+    assert pixels[row, column] == round((value - black) / (white - black) * 65535)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("CT_small.dcm", "'CT'"), ("MR_small.dcm", "'MR'"), ("JPGExtended.dcm", "'NM'")],
+)
+def test_another_modality_is_refused_with_its_value(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: Modality is {value}; .* CR, DX or RG.$"):
+        read_dicom(pydicoms_file(name), name)
+
+
+@pytest.mark.parametrize("length", [b"BA", b"DA", b"ZZ"])
+def test_a_compressed_frame_may_be_as_long_as_letters(length):
+    """The length of an item stands where an element of explicit VR has the letters of its VR."""
+    frame = io.BytesIO()
+    Image.fromarray(EIGHT).save(frame, "JPEG")
+    frame = frame.getvalue()
+    comment = int.from_bytes(length, "little") - len(frame) - 2
+    frame = frame[:2] + struct.pack(">HH", 0xFFFE, comment) + bytes(comment - 2) + frame[2:]
+    ds = data_set(EIGHT, PixelData=encapsulate([frame], has_bot=False))
+    ds["PixelData"].is_undefined_length = True
+    content = written(ds, JPEGBaseline8Bit)
+    assert b"\xfe\xff\0\xe0" + length in content
+    expected = np.asarray(Image.open(io.BytesIO(frame))).astype(int) * 257
+    np.testing.assert_array_equal(read_dicom(content, "x").pixels, expected)
+
+
+def test_an_offset_table_may_be_as_long_as_letters():
+    frame = io.BytesIO()
+    Image.fromarray(EIGHT).save(frame, "JPEG")
+    frames = [frame.getvalue()] * (int.from_bytes(b"DA", "little") // 4)
+    ds = data_set(EIGHT, PixelData=encapsulate(frames), NumberOfFrames=len(frames))
+    ds["PixelData"].is_undefined_length = True
+    expected = np.asarray(Image.open(frame)).astype(int) * 257
+    np.testing.assert_array_equal(read_dicom(written(ds, JPEGBaseline8Bit), "x").pixels, expected)
+
+
+def test_items_of_undefined_length_and_their_pixels_are_stepped_over():
+    icon = data_set(EIGHT[:32], Modality="CT")
+    ds = data_set(EIGHT, IconImageSequence=[icon, icon], VOILUTSequence=[lut(0, [0, 65535], 16)])
+    ds.VOILUTSequence[0].is_undefined_length_sequence_item = True
+    for keyword in ("IconImageSequence", "VOILUTSequence"):
+        ds[keyword].is_undefined_length = True
+    for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        pixels = read_dicom(written(ds, syntax), "x").pixels
+        np.testing.assert_array_equal(pixels, np.where(EIGHT, 65535, 0))
+
+
+def test_a_real_chest_x_ray(cxr_data):
+    image = CxrImageProcessor(224).open(cxr_data / "dicom" / "rsna_sample.dcm")
+    assert image.pixels.shape == (1024, 1024)
+    assert (image.pixels[512, 512], image.pixels[100, 700]) == (208 * 257, 117 * 257)
+    assert image.age == 62
+
+
+REFUSED = {
+    "hand": (dicom(EIGHT, BodyPartExamined="HAND"), "the body part is 'HAND'"),
+    "thoracic spine": (dicom(EIGHT, BodyPartExamined="THORACICSPINE"), "'THORACICSPINE'"),
+    "region": (
+        dicom(EIGHT, BodyPartExamined="", AnatomicRegionSequence=[code("Knee")]),
+        "the body part is 'Knee'",
+    ),
+    "no pixels": (dicom(EIGHT, PixelData=b""), "no pixel data"),
+    "short pixels": (dicom(EIGHT, Rows=65), "4,096 bytes, of the 4,160 needed"),
+    "short frames": (dicom(EIGHT, NumberOfFrames=9), "of the 36,864 needed"),
+    "too small": (dicom(EIGHT[:8]), "8 pixels is too small"),
+    "claims more than there may be": (dicom(EIGHT, Rows=60000, Columns=60000), "too large"),
+    "32 bits": (dicom(RAMP.astype(np.uint32)), "BitsAllocated is 32"),
+    "photometric": (dicom(EIGHT, PhotometricInterpretation="HSV"), "is 'HSV'; it can be MONO"),
+    "slope": (dicom(RAMP, 12, RescaleSlope=0, RescaleIntercept=1), "RescaleSlope"),
+    "width": (dicom(RAMP, 12, WindowCenter=9, WindowWidth=0), "WindowWidth 0"),
+    "nested": (nested(17), "no pixel data"),
+    "nested 5,000 deep": (nested(5000), "more than 10,000 sequences and items"),
+    "nested without end": (nested(5000)[:9000], "it is truncated"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_chest_x_ray_or_damaged_is_refused_in_one_sentence(case):
+    content, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        read_dicom(content, "x.dcm")
+    assert str(caught.value).startswith("x.dcm: ") and str(caught.value).endswith(".")
+
+
+ACCEPTED = {
+    "no warning": ({}, ()),
+    "secondary capture": ({"Modality": "SC"}, ("Modality is SC, ",)),
+    "no modality": ({"Modality": ""}, ("Modality is missing, ",)),
+    "left lateral": ({"ViewPosition": "LL"}, ("ViewPosition is LL: a lateral view",)),
+    "frontal": ({"ViewPosition": "PA"}, ()),
+    "lateral code": ({"ViewCodeSequence": [code("left lateral")]}, ("ViewCodeSequence says",)),
+    "lateral by code value": (
+        {"ViewCodeSequence": [code("seitlich", "399173006")]},
+        ("ViewCodeSequence says",),
+    ),
+    "not square": ({"PixelSpacing": [0.2, 0.1]}, ("PixelSpacing says",)),
+    "age": ({"PatientAge": "ABCD"}, ("PatientAge cannot be read",)),
+    "region": ({"BodyPartExamined": "", "AnatomicRegionSequence": [code("Chest")]}, ()),
+    "frames": (
+        {"NumberOfFrames": 2, "PixelData": EIGHT.tobytes() * 2},
+        ("The file holds 2 frames; the first was read.",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_what_is_doubtful_is_said(case):
+    elements, expected = ACCEPTED[case]
+    found = read_dicom(dicom(EIGHT, **elements), "x").warnings
+    assert len(found) == len(expected)
+    assert all(text.startswith(start) for text, start in zip(found, expected))
+
+
+@pytest.mark.parametrize(
+    "text, years",
+    [("045Y", 45), ("018M", 1.5), ("026W", 26 * 7 / 365.25), ("010D", 10 / 365.25), ("", None)],
+)
+def test_the_age_is_in_years(text, years):
+    assert read_dicom(dicom(EIGHT, PatientAge=text), "x").age == pytest.approx(years)
+
+
+def test_dicom_is_known_by_its_content():
+    image = data_set(EIGHT)
+    for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian):
+        bare = written(image, syntax, preamble=False)
+        assert is_dicom(bare) and read_dicom(bare, "x").pixels.flat[255] == 65535
+    assert is_dicom(written(image))
+    rng = random.Random(0)
+    others = [b"", b"\x08\0" * 200, b"DICM" * 20, b"plain text " * 40, zlib.compress(bytes(9999))]
+    others += [b"\x89PNG\r\n\x1a\n" + bytes(300), b"\xff\xd8\xff\xe0" + bytes(300), b"II*\0"]
+    others += [b"\x08\0" + rng.randbytes(300) for _ in range(2000)]
+    assert not any(is_dicom(other) for other in others)
