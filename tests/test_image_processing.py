@@ -90,14 +90,26 @@ def test_colour_becomes_luma():
     assert (CxrImageProcessor(32).load(red) == 76 * 257).all()  # 0.299 * 255, rounded
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_exif_orientation_is_applied(orientation, tmp_path):
+UPRIGHT = {
+    1: FULL,
+    2: np.fliplr(FULL),
+    3: np.rot90(FULL, 2),
+    4: np.flipud(FULL),
+    5: FULL.T,
+    6: np.rot90(FULL, 3),
+    7: np.rot90(FULL, 2).T,
+    8: np.rot90(FULL),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_exif_orientation_is_applied(form, orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(GREYS).save(tmp_path / "x.png", exif=exif)
-    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
-    loaded = CxrImageProcessor(64).load(tmp_path / "x.png")
-    np.testing.assert_array_equal(loaded, np.rot90(FULL, turns))
+    Image.fromarray(GREYS).save(tmp_path / "x", form, exif=exif)
+    loaded = CxrImageProcessor(64).load(tmp_path / "x")
+    np.testing.assert_array_equal(loaded, UPRIGHT[orientation])
 
 
 def test_an_image_of_the_right_size_is_left_as_it_is():
@@ -207,6 +219,23 @@ def truncated_jpeg():
     return file.getvalue()[:4000]
 
 
+def with_chunk(kind, keyword):
+    """A PNG with a chunk of 100 MB of zeros, compressed."""
+    content = png(Image.fromarray(GREYS))
+    body = kind + keyword + b"\0\0" + zlib.compress(bytes(100_000_000))
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return content[:33] + chunk + content[33:]
+
+
+def many_scans():
+    """A progressive JPEG whose last scan comes 500 times."""
+    file = io.BytesIO()
+    Image.fromarray(GREYS).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * 500 + content[-2:]
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -217,9 +246,17 @@ def truncated_jpeg():
         (png(Image.new("L", (500, 20))), "x.jpeg: 500 x 20 pixels is too small"),
         (one_colour_png(20_000), "x.jpeg: too large"),
         (one_colour_png(13_000), "x.jpeg: 13000 x 13000 pixels is too large"),
+        (png(Image.new("L", (1000, 40))), "x.jpeg: 1000 x 40 pixels is too narrow"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "x.jpeg: not an image file"),
+        (b"P2 40 40 255\n" + b"9 " * 1600, "x.jpeg: a PNM file of decimal text"),
+        (with_chunk(b"zTXt", b"Comment"), "x.jpeg: damaged image file .*too large"),
+        (many_scans(), "x.jpeg: a JPEG file of more than 100 scans"),
     ],
-    ids=["empty", "text", "truncated", "1x1", "strip", "20000x20000", "13000x13000"],
-)
+    ids=[
+        "empty", "text", "truncated", "1x1", "strip", "20000x20000", "13000x13000", "narrow",
+        "PostScript", "text PNM", "text bomb", "scans",
+    ],
+)  # fmt: skip
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_is_no_x_ray_is_one_sentence(content, sentence, tmp_path):
     path = tmp_path / "x.jpeg"
@@ -254,3 +291,33 @@ def test_a_missing_file_and_a_wrong_option_are_named():
         processor(GREYS, do_flip=True)
     with pytest.raises(ValueError, match="size is"):
         CxrImageProcessor(8)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF"])
+def test_content_decides_and_what_follows_an_image_is_ignored(form, tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(GREYS).save(file, form)
+    processor = CxrImageProcessor(64)
+    expected = processor.load(file.getvalue())
+    path = tmp_path / "x.dcm"
+    path.write_bytes(file.getvalue() + b"PK\x03\x04" + bytes(1000))
+    np.testing.assert_array_equal(processor.load(path), expected)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "WEBP", "TIFF"])
+def test_the_first_of_several_images_is_read_and_said(form):
+    file = io.BytesIO()
+    other = Image.fromarray(255 - GREYS)
+    options = {"lossless": True} if form == "WEBP" else {}
+    Image.fromarray(GREYS).save(file, form, save_all=True, append_images=[other], **options)
+    image = CxrImageProcessor(64).open(file.getvalue())
+    np.testing.assert_array_equal(image.pixels, FULL)
+    assert image.warnings == ("The file holds several images, of which only the first was read.",)
+
+
+def test_a_file_too_large_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "x.png"
+    with path.open("wb") as file:
+        file.truncate(300 * 1024**2)  # sparse: it takes no room on the disk
+    with pytest.raises(ValueError, match="x.png: a file of 300 MB is too large; the most is 256"):
+        CxrImageProcessor(64).open(path)

@@ -1,0 +1,399 @@
+"""Feed damaged and hostile image files to `CxrImageProcessor.open`.
+
+    python benchmarks/fuzz_reader.py --count 100000 --seed 0
+
+Each file is a small valid one, altered from 1 to 4 times: bytes flipped, cut, spliced, or fields
+of its own format that lie, with checksums that fit. It must be read or refused with a ValueError
+of one sentence, soon and without keeping memory. File N of a seed is always the same:
+`--seed 0 --first N --count 1` repeats it. Exit code 1 on any failure.
+"""
+
+import argparse
+import faulthandler
+import io
+import logging
+import os
+import random
+import struct
+import sys
+import time
+import warnings
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+    generate_uid,
+)
+from tqdm.auto import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from modeling import CxrImageProcessor  # noqa: E402
+
+SLOWEST = 2.0  # seconds of processor time for one file
+GROWTH = 200  # MB kept after the warm-up
+WARM_UP = 1000  # files, until every decoder has been loaded
+NUMBERS = (0, 1, 2, 31, 127, 255, 256, 8000, 32767, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+
+
+@dataclass
+class Result:
+    """What became of the files; a failure is (number, kind, what went wrong)."""
+
+    read: Counter = field(default_factory=Counter)
+    refused: Counter = field(default_factory=Counter)
+    failures: list[tuple[int, str, str]] = field(default_factory=list)
+    slowest: tuple[float, int, str] = (0.0, -1, "")
+    growth: float = 0.0  # MB
+
+
+def make_seeds() -> dict[str, bytes]:
+    """Valid small files, {kind: content}."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:40j, -1:1:48j]
+    grey = (200 - 150 * np.exp(-8 * (np.abs(x) - 0.5) ** 2) * (1 - y**2)).astype(np.uint8)
+    grey += rng.integers(0, 20, grey.shape, dtype=np.uint8)
+    image, deep = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 16)
+    colour, exif = image.convert("RGB"), Image.Exif()
+    exif[0x0112] = 6
+    several = {"save_all": True, "append_images": [image.point(lambda v: 255 - v)]}
+    text = {"icc_profile": bytes(200), "exif": exif}
+    files = {
+        "png": (image, "PNG", text),
+        "png deep": (deep, "PNG", {}),
+        "png palette": (image.convert("P"), "PNG", {"transparency": 3}),
+        "png alpha": (image.convert("RGBA"), "PNG", {}),
+        "png animated": (image, "PNG", several),
+        "jpeg": (image, "JPEG", text),
+        "jpeg progressive": (colour, "JPEG", {"progressive": True, "exif": exif}),
+        "jpeg cmyk": (image.convert("CMYK"), "JPEG", {}),
+        "tiff": (deep, "TIFF", {}),
+        "tiff pages": (image, "TIFF", several),
+        "tiff lzw": (colour, "TIFF", {"compression": "tiff_lzw"}),
+        "tiff deflate": (image, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        "tiff jpeg": (colour, "TIFF", {"compression": "jpeg"}),
+        "webp": (colour, "WEBP", {}),
+        "webp lossless": (image.convert("RGBA"), "WEBP", {"lossless": True, "exif": exif}),
+        "webp animated": (image, "WEBP", several),
+        "gif": (image, "GIF", several),
+        "bmp": (image, "BMP", {}),
+        "jpeg2000": (image, "JPEG2000", {}),
+        "pnm": (colour, "PPM", {}),
+    }
+    return {kind: _encode(*file) for kind, file in files.items()} | _dicom_seeds(grey)
+
+
+def _encode(image, form, options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def _dicom_seeds(grey):
+    image = Image.fromarray(grey)
+    deep = (grey.astype("<u2") * 16).tobytes()
+    planes = np.stack([grey] * 3).tobytes()
+    rows = b"".join(bytes([len(row) - 1]) + row.tobytes() for row in grey)
+    rle = struct.pack("<16I", 1, 64, *[0] * 14) + rows
+    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 1}
+    window = {"WindowCenter": [2000, 1000], "WindowWidth": [4000, 300]}
+    negative = {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": 2, **window}
+    jpeg = encapsulate([_encode(image, "JPEG", {})])
+    jpeg2000 = encapsulate([_encode(image, "JPEG2000", {"no_jp2": True})])
+    files = {
+        "dicom": (ExplicitVRLittleEndian, deep, 16, window),
+        "dicom implicit": (ImplicitVRLittleEndian, deep, 16, negative),
+        "dicom deflated": (DeflatedExplicitVRLittleEndian, deep, 16, negative),
+        "dicom colour": (ExplicitVRLittleEndian, planes, 8, colour),
+        "dicom frames": (ExplicitVRLittleEndian, deep * 2, 16, {"NumberOfFrames": 2}),
+        "dicom rle": (RLELossless, encapsulate([rle]), 8, {}),
+        "dicom jpeg": (JPEGBaseline8Bit, jpeg, 8, {}),
+        "dicom jpeg2000": (JPEG2000Lossless, jpeg2000, 8, {}),
+    }
+    return {kind: _dicom(grey.shape, *file) for kind, file in files.items()}
+
+
+def _dicom(shape, syntax, pixels, bits, more):
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    data.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["fuzz"])
+    fields = {
+        "Modality": "DX",
+        "BodyPartExamined": "CHEST",
+        "ViewPosition": "PA",
+        "PatientAge": "004Y",
+        "Rows": shape[0],
+        "Columns": shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": bits,
+        "BitsStored": 12 if bits == 16 else 8,
+        "HighBit": 11 if bits == 16 else 7,
+        "PixelRepresentation": 0,
+        "PixelData": pixels,
+    }
+    for name, value in {**fields, **more}.items():
+        setattr(data, name, value)
+    data["PixelData"].VR = "OB" if syntax.is_compressed or bits == 8 else "OW"
+    if syntax.is_encapsulated:
+        data["PixelData"].is_undefined_length = True
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, data, enforce_file_format=True)
+    return file.getvalue()
+
+
+def make_file(seeds: dict[str, bytes], seed: int, number: int) -> tuple[str, bytes]:
+    """File `number` of a seed: the kind it was made from, and its bytes."""
+    rng = random.Random(seed * 2**40 + number)
+    kind = rng.choice(list(seeds))
+    content = seeds[kind]
+    lie = LIES.get(kind.split()[0], lambda content, rng: _alter_bytes(content, rng, seeds))
+    for _ in range(rng.randint(1, 4)):
+        if rng.random() < 0.5:
+            content = lie(content, rng)
+        else:
+            content = _alter_bytes(content, rng, seeds)
+    return kind, content
+
+
+def _alter_bytes(content, rng, seeds):
+    """Bytes flipped, overwritten, cut, doubled, inserted, or taken from another file."""
+    data = bytearray(content or b"\0")
+    where = rng.randrange(len(data))
+    there = min(len(data), where + rng.choice((1, 2, 4, 16, 200)))
+    match rng.randrange(8):
+        case 0:
+            for _ in range(rng.randint(1, 8)):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        case 1:
+            data[where:there] = rng.randbytes(there - where)
+        case 2:
+            size = rng.choice((1, 2, 4))
+            number = rng.choice(NUMBERS) % 256**size
+            data[where : where + size] = number.to_bytes(size, rng.choice(("big", "little")))
+        case 3:
+            del data[where:]
+        case 4:
+            del data[where:there]
+        case 5:
+            data[where:where] = data[where:there] * rng.choice((1, 2, 50))
+        case 6:
+            data[where:where] = rng.randbytes(there - where)
+        case 7:
+            other = rng.choice(list(seeds.values()))
+            data[where:] = other[rng.randrange(len(other)) :]
+    return bytes(data)
+
+
+def _png_lie(content, rng):
+    """A chunk that lies, is missing, comes twice or blows up, under a right checksum."""
+    chunks, at = [], 8
+    while at + 8 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, at)
+        chunks.append((kind, content[at + 8 : at + 8 + size]))
+        at += 12 + size
+    if not chunks:
+        return content
+    which = rng.randrange(len(chunks))
+    kind, body = chunks[which]
+    bomb = zlib.compress(bytes(20_000_000), 1) if rng.random() < 0.02 else zlib.compress(b"x" * 99)
+    match rng.randrange(6):
+        case 0:
+            chunks[which] = kind, _overwrite(body, rng, ">")
+        case 1:
+            del chunks[which]
+        case 2:
+            chunks.insert(which, chunks[rng.randrange(len(chunks))])
+        case 3:
+            chunks.insert(1, (b"iCCP", b"profile\0\0" + bomb))
+        case 4:
+            chunks.insert(1, (b"zTXt", b"Comment\0\0" + bomb))
+        case 5:
+            chunks.insert(1, (b"IDAT", zlib.compress(rng.randbytes(rng.choice((1, 50, 5000))))))
+    parts = [content[:8]]
+    for kind, body in chunks:
+        size = len(body) if rng.random() < 0.97 else rng.choice(NUMBERS)
+        crc = zlib.crc32(kind + body)
+        parts.append(struct.pack(">I4s", size, kind) + body + struct.pack(">I", crc))
+    return b"".join(parts)
+
+
+def _jpeg_lie(content, rng):
+    """A segment of the header that lies, is missing or comes many times."""
+    starts, at = [], 2
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        size = struct.unpack_from(">H", content, at + 2)[0]
+        starts.append((at, at + 2 + size))
+        at += 2 + size
+    if not starts:
+        return content
+    start, end = rng.choice(starts)
+    segment = content[start:end]
+    match rng.randrange(4):
+        case 0:
+            segment = segment[:4] + _overwrite(segment[4:], rng, ">")
+        case 1:
+            segment = segment[:2] + struct.pack(">H", rng.choice(NUMBERS) % 65536) + segment[4:]
+        case 2:
+            segment = b""
+        case 3:
+            segment *= rng.choice((2, 200))
+    return content[:start] + segment + content[end:]
+
+
+def _tiff_lie(content, rng):
+    """An entry of the first directory with another tag, type, count or value."""
+    if len(content) < 8:
+        return content
+    order = ">" if content[:2] == b"MM" else "<"
+    directory = struct.unpack_from(order + "I", content, 4)[0]
+    if directory + 2 > len(content):
+        return content
+    count = struct.unpack_from(order + "H", content, directory)[0]
+    at = directory + 2 + 12 * rng.randrange(max(1, count))
+    data = bytearray(content)
+    if at + 12 > len(data):
+        return content
+    offset, form = rng.choice(((0, "H"), (2, "H"), (4, "I"), (8, "I"), (8, "H")))
+    limit = 65536 if form == "H" else 2**32
+    number = rng.choice((*NUMBERS, *range(20), len(data), directory)) % limit
+    struct.pack_into(order + form, data, at + offset, number)
+    return bytes(data)
+
+
+def _dicom_lie(content, rng):
+    """An element, of those with an explicit VR, with another tag, VR, length or value."""
+    elements, at = [], 132
+    while at + 12 <= len(content):
+        vr = content[at + 4 : at + 6]
+        if vr in (b"OB", b"OW", b"SQ", b"UN", b"UT"):
+            size, head = struct.unpack_from("<I", content, at + 8)[0], 12
+        else:
+            size, head = struct.unpack_from("<H", content, at + 6)[0], 8
+        elements.append((at, head, min(size, len(content) - at - head)))
+        at += head + size
+    if not elements:
+        return content
+    data, (at, head, size) = bytearray(content), rng.choice(elements)
+    match rng.randrange(4):
+        case 0:
+            data[at + head : at + head + size] = _overwrite(bytes(data[at + head :][:size]), rng)
+        case 1:
+            number = rng.choice(NUMBERS)
+            if head == 12:
+                struct.pack_into("<I", data, at + 8, number)
+            else:
+                struct.pack_into("<H", data, at + 6, number % 65536)
+        case 2:
+            vrs = (b"US", b"SS", b"DS", b"IS", b"OB", b"OW", b"SQ", b"UN", b"LO")
+            data[at + 4 : at + 6] = rng.choice(vrs)
+        case 3:
+            other = rng.choice(elements)[0]  # a tag that means something
+            data[at : at + 4] = data[other : other + 4]
+    return bytes(data)
+
+
+def _overwrite(body, rng, order="<"):
+    """The same length, one number or some text in it changed."""
+    if not body:
+        return body
+    data = bytearray(body)
+    at = rng.randrange(len(data))
+    if rng.random() < 0.3:
+        word = rng.choice((b"nan", b"-1", b"1e999", b"0", b"\\\\", b"\xff\xfe", b"MONOCHROME1"))
+        data[at : at + len(word)] = word[: len(data) - at]
+    else:
+        size = rng.choice([size for size in (1, 2, 4) if size <= len(data)])
+        at = rng.randrange(0, len(data) - size + 1, size)
+        number = rng.choice((*NUMBERS, *range(34))) % 256**size
+        data[at : at + size] = number.to_bytes(size, "big" if order == ">" else "little")
+    return bytes(data)
+
+
+LIES = {"png": _png_lie, "jpeg": _jpeg_lie, "tiff": _tiff_lie, "dicom": _dicom_lie}
+
+
+def fuzz(count: int, seed: int, first: int = 0, terminal: TextIO | None = None) -> Result:
+    """Reads files `first` to `first + count` of a seed; shows progress on `terminal`."""
+    seeds, processor, result = make_seeds(), CxrImageProcessor(64), Result()
+    for content in seeds.values():
+        processor.open(content)  # a seed that is refused would test nothing
+    before = _memory()
+    for number in tqdm(range(first, first + count), file=terminal, mininterval=2, unit="file"):
+        kind, content = make_file(seeds, seed, number)
+        started = time.process_time()
+        try:
+            pixels = processor.open(content).pixels
+            result.read[kind] += 1
+            if pixels.dtype != np.uint16 or pixels.ndim != 2:
+                result.failures.append((number, kind, f"{pixels.dtype} {pixels.shape}"))
+        except ValueError as error:
+            result.refused[kind] += 1
+            if "\n" in str(error) or not str(error).startswith("the image: "):
+                result.failures.append((number, kind, f"not one sentence: {error}"))
+        except Exception as error:
+            result.failures.append((number, kind, f"{type(error).__name__}: {error}"))
+        seconds = time.process_time() - started
+        result.slowest = max(result.slowest, (seconds, number, kind))
+        if seconds > SLOWEST:
+            result.failures.append((number, kind, f"took {seconds:.1f} s"))
+        if number - first == WARM_UP:
+            before = _memory()
+    result.growth = _memory() - before
+    return result
+
+
+def _memory(what="VmRSS"):
+    """What this process holds, or held at most (VmHWM), MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{what}:")[1].split()[0]) / 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100_000, help="files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
+    args = parser.parse_args()
+    # libtiff writes to the error stream itself; the progress bar and a crash keep the real one.
+    terminal = os.fdopen(os.dup(2), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    faulthandler.enable(terminal)
+    # Pillow and pydicom remark on every oddity of a file; only exceptions count here.
+    warnings.simplefilter("ignore")
+    logging.disable()
+    started = time.perf_counter()
+    result = fuzz(args.count, args.seed, args.first, terminal)
+    seconds = time.perf_counter() - started
+    print(f"{'made from':20} {'read':>8} {'refused':>8}")
+    for kind in sorted(result.read | result.refused):
+        print(f"{kind:20} {result.read[kind]:8} {result.refused[kind]:8}")
+    print(f"{'all':20} {result.read.total():8} {result.refused.total():8}")
+    print(f"{args.count / seconds:.0f} files a second")
+    print("slowest: {:.2f} s, file {} ({})".format(*result.slowest))
+    print(f"memory: {result.growth:+.0f} MB since the warm-up, at most {_memory('VmHWM'):.0f} MB")
+    for number, kind, what in result.failures:
+        print(f"FAILED file {number} ({kind}): {what}")
+    if result.growth > GROWTH:
+        print(f"FAILED: kept more than {GROWTH} MB")
+    sys.exit(bool(result.failures) or result.growth > GROWTH)
+
+
+if __name__ == "__main__":
+    main()
