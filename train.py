@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import get_cosine_schedule_with_warmup
 
 from datasets_scripts import (
+    age_range,
     check_leaks,
     class_names,
     describe,
@@ -41,6 +42,7 @@ from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpo
 from training.data import decode_splits, summarize
 from training.inference import make_loader, predict, to_predictions
 from training.launch import make_accelerator
+from training.outliers import fit_outlier_detector
 from training.publish import check_hub, push_run
 from training.run_folder import write_run
 
@@ -91,6 +93,7 @@ def build_model(train, args):
         options["num_channels"] = args.num_channels
     model, processor = create_model(args.model, names, args.image_size, args.pretrained, **options)
     processor.squash |= args.squash_images
+    model.config.age_range = age_range(train)
     size, channels = processor.size["height"], processor.num_channels
     try:
         with torch.no_grad():
@@ -155,7 +158,9 @@ def main(argv: list[str]) -> None:
         if args.operation_variant:
             altered = make_variant(dataset["validation"], args.operation_variant)
             altered = DatasetDict({"operation": altered})
-            splits |= decode_splits(altered, processor, args.cache_dir, args.max_unreadable)
+            splits |= decode_splits(
+                altered, processor, args.cache_dir, args.max_unreadable, correct=False
+            )
     told = recipe(args)
     summary = summarize(dataset, told["dataset_path"] or told["dataset"])
     # Before any training: ids that clash, a validation split without an AUROC to choose by, images
@@ -300,6 +305,10 @@ def main(argv: list[str]) -> None:
     # Evaluation of the best weights, in full precision, as whoever loads them will run them
     final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     final.load_state_dict(best)
+    detector, threshold = fit_outlier_detector(
+        splits["train"].pixels, splits["validation"].pixels, args.seed
+    )
+    final.set_outlier_detector(detector.to(accelerator.device), threshold)
     if args.half:
         final.load_state_dict(half_state(final))
     scored = [

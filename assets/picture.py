@@ -18,10 +18,10 @@ processor = AutoImageProcessor.from_pretrained(model_id, trust_remote_code=True)
 # Of the first test phantoms, the one whose opacity the model is surest of.
 phantoms = [generate(FIRST_INDEX["test"] + index, size=384) for index in range(1, 40, 2)]
 images = [phantom.image for phantom in phantoms]
-logits, heatmaps = model.explain(processor(images, return_tensors="pt")["pixel_values"], target=1)
-probabilities = model.probabilities(logits)[:, 1]
+output = model.explain(processor(images)["pixel_values"], target=1)
+probabilities = output.probabilities[:, 1]
 best = int(torch.argmax(probabilities))
-heatmap = processor.restore(heatmaps[best], *images[best].shape)
+heatmap = processor.restore(output.heatmaps[best], *images[best].shape)
 
 figure = Figure(figsize=(8, 4.3), layout="constrained")
 left, right = figure.subplots(1, 2)

@@ -19,7 +19,7 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from .pixels import fingerprint, read_pixels
-from .schema import check_usable, class_names, label_sets
+from .schema import age_range, check_usable, class_names, label_sets
 from .splits import LeakError, check_leaks, content_hashes, describe, regroup
 from .variants import VARIANTS, make_variant
 
@@ -27,6 +27,7 @@ __all__ = [
     "LeakError",
     "SOURCES",
     "VARIANTS",
+    "age_range",
     "check_leaks",
     "class_names",
     "content_hashes",

@@ -13,6 +13,7 @@ SPLIT_NAMES = {
     "test": "test",
 }
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+SOURCE_AGES = {"kermany": [1.0, 5.0]}  # Kermany et al. 2018, STAR Methods
 REQUIRED = ("image", "label", "labels", "image_id", "patient_id", "source")
 OPTIONAL = {
     "subtype": Value("string"),
@@ -66,6 +67,18 @@ def label_sets(dataset: Dataset) -> list[tuple[int, ...]]:
     if "labels" in dataset.features:
         return [tuple(labels) for labels in dataset["labels"]]
     return [(label,) for label in dataset["label"]]
+
+
+def age_range(dataset: Dataset) -> list[float] | None:
+    """The youngest and oldest in whole years, without the outermost hundredths, which hold slips of
+    the pen; of a source without ages what its paper says; else None.
+    """
+    if "age" in dataset.features:
+        ages = sorted(age for age in dataset["age"] if age is not None)
+        if ages:
+            margin = len(ages) // 100
+            return [float(int(ages[margin])), float(int(ages[-1 - margin]))]
+    return SOURCE_AGES.get(dataset[0]["source"])
 
 
 def encoded_images(dataset: Dataset) -> Iterator[bytes | str]:

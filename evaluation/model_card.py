@@ -171,7 +171,8 @@ processor = AutoImageProcessor.from_pretrained("{name}", trust_remote_code=True)
 inputs = processor("chest.png", return_tensors="pt")
 logits = model(**inputs).logits  # raw
 model.probabilities(logits)  # {kind}, in the order of model.config.id2label{prior}
-logits, heatmaps = model.explain(**inputs)  # float (B, H, W) in [0, 1]
+heatmaps = model.explain(**inputs).heatmaps  # float (B, H, W) in [0, 1]
+model.assess([processor.open("chest.dcm")], processor)  # decision and warnings, or a refusal
 ```
 
 The same probabilities by name, through a pipeline:

@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluation.compare import delong
 from evaluation.metrics import METRIC_NAMES, format_metric
+from evaluation.outliers import outliers_section
 from evaluation.plots import plot_training_curves
 from evaluation.predictions import read_predictions, write_text
 from evaluation.saliency import MEASURES
@@ -73,6 +74,7 @@ def write_results(folder: str | Path, path: str | Path) -> None:
         ("The leak", _leak(_runs(folder / "leak"))),
         ("Shortcuts", _reports(reports, VARIANTS, models, SHORTCUTS)),
         ("Other hospitals", _external(reports, models)),
+        ("What is refused", outliers_section(folder / "outliers")),
         ("Calibration and prevalence", _calibration(reports["test"], models)),
         ("Where the models look", _saliency(reports["test"], models)),
         ("Misclassified and uncertain cases", _cases(folder / "reports" / "test", models)),

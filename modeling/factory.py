@@ -145,8 +145,8 @@ def _load_model(name, image_size, options):
             f"num_channels is {options['num_channels']}, but {name} was trained with "
             f"{config.num_channels}; leave it out."
         )
-    # What was fitted to the old model's scores says nothing of the new one's.
-    options = {**dict.fromkeys(OPERATION), **options}
+    # What was fitted to the old model's scores and images says nothing of the new one's.
+    options = {**dict.fromkeys((*OPERATION, "outlier_threshold", "age_range")), **options}
     same_classes = config.id2label == options["id2label"]
     if not same_classes:
         options = {"class_weights": None, **options}

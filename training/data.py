@@ -1,7 +1,7 @@
 """From a dataset in the schema to batches of decoded pixels."""
 
 import hashlib
-import inspect
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from datasets_scripts import class_names, content_hashes, fingerprint, label_sets, read_pixels
-from modeling import CxrImageProcessor
+from modeling import CxrImageProcessor, image_processing_cxr
+
+MODELING = Path(image_processing_cxr.__file__).parent
 
 
 class PixelDataset(torch.utils.data.Dataset):
@@ -49,11 +51,19 @@ class PixelDataset(torch.utils.data.Dataset):
 
 
 def decode_splits(
-    dataset: DatasetDict, processor: CxrImageProcessor, cache_dir: str | Path, max_unreadable: float
+    dataset: DatasetDict,
+    processor: CxrImageProcessor,
+    cache_dir: str | Path,
+    max_unreadable: float,
+    correct: bool = True,
 ) -> dict[str, PixelDataset]:
     """Every split, its images decoded and resized once into files of the cache.
 
     Images that cannot be read are taken out of `dataset`.
+
+    Args:
+        correct: see `CxrImageProcessor.open`; False for images of a variant, as the reader would
+            undo what was altered.
 
     Raises:
         ValueError: more than the share `max_unreadable` of a split cannot be read.
@@ -62,14 +72,21 @@ def decode_splits(
     folder = Path(cache_dir).expanduser() / "pixels"
     folder.mkdir(parents=True, exist_ok=True)
     # What turns a file into pixels is part of the name, so that new code reads no old pixels.
-    code = Path(inspect.getfile(type(processor))).read_bytes() + PIL.__version__.encode()
+    code = b"".join(path.read_bytes() for path in sorted(MODELING.glob("*_cxr.py")))
+    code += PIL.__version__.encode()
     size = processor.size["height"]
-    suffix = f"{size}{'-squash' * processor.squash}-{hashlib.sha256(code).hexdigest()[:8]}.u16"
+    kind = f"{size}{'-squash' * processor.squash}{'-as-is' * (not correct)}"
+    suffix = f"{kind}-{hashlib.sha256(code).hexdigest()[:8]}.u16"
     splits = {}
     for name, split in dataset.items():
         cache_file = folder / f"{fingerprint(split)}-{suffix}"
         pixels, kept = read_pixels(
-            split, processor.read, size, cache_file, max_unreadable=max_unreadable, desc=name
+            split,
+            partial(processor.read, correct=correct),
+            size,
+            cache_file,
+            max_unreadable=max_unreadable,
+            desc=name,
         )
         if len(kept) < len(split):
             dataset[name] = split.select(kept)

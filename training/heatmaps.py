@@ -49,11 +49,13 @@ def saliency_rows(
         image = facts[row]
         found = {key: image[key] for key in ("image_id", "patient_id")} | {"model": subject.name}
         if image.get("lung_mask") is not None:
-            lungs = subject.processor.read(image["lung_mask"].convert("L")) > FULL_SCALE // 2
+            lungs = subject.processor.read(image["lung_mask"].convert("L"), correct=False)
+            lungs = lungs > FULL_SCALE // 2
             found |= measure_heatmap(heatmap, lungs)
         if "boxes" in located:
             width, height = image["image"].size
-            inside = subject.processor.read(boxes_mask(image["boxes"] or [], height, width))
+            inside = boxes_mask(image["boxes"] or [], height, width)
+            inside = subject.processor.read(inside, correct=False)
             inside = measure_heatmap(heatmap, inside > FULL_SCALE // 2)
             found |= {key: inside[key] for key in ("pointing", "iou")}
         if row in curves:
@@ -123,7 +125,8 @@ def draw_gallery(
     shown = []
     for number, case in enumerate(choose_cases(models, count)):
         row, name = case["index"], f"gallery/{number + 1:02d}.jpg"
-        grey = subjects[0].processor.load(subjects[0].split[row]["image"])
+        image = subjects[0].split[row]["image"]
+        grey = subjects[0].processor.load(image, correct=subjects[0].corrected)
         heatmaps, targets = {}, {}
         for subject in subjects:
             target = int(decided_classes(models[subject.name])[row])

@@ -72,7 +72,7 @@ def write_run(
     metrics = {
         "best_epoch": progress["best_epoch"],
         "train_seconds": progress["seconds"],
-        "num_parameters": model.num_parameters(),
+        "num_parameters": sum(weight.numel() for weight in model.network.parameters()),
         "device": device,
     }
     operated = {name: apply_operation(raw, operation) for name, raw in read.items()}

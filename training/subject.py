@@ -42,7 +42,10 @@ class Subject:
         config = self.model.config
         self.class_names = [config.id2label[k] for k in range(config.num_labels)]
         splits = DatasetDict({args.split: split})
-        decoded = decode_splits(splits, self.processor, args.cache_dir, args.max_unreadable)
+        self.corrected = not args.variant
+        decoded = decode_splits(
+            splits, self.processor, args.cache_dir, args.max_unreadable, self.corrected
+        )
         self.pixels, self.split = decoded[args.split], splits[args.split]
         align_classes(self.pixels, self.class_names)
         self.columns = columns(self.split, self.pixels.pixels)
@@ -60,7 +63,7 @@ class Subject:
         return {
             "id": Path(self.id).name if Path(self.id).is_dir() else self.id,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "num_parameters": self.model.num_parameters(),
+            "num_parameters": sum(w.numel() for w in self.model.network.parameters()),
             "operation": None if self.operation == NO_OPERATION else self.operation,
         }
 
