@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The comparison of RESULTS.md, from the images to the page. What is finished is not done again.
 #
-#   recipes/comparison.sh DATA
+#   recipes/comparison.sh DATA [OTHERS]
 #
 # DATA holds chest_xray/ (the Kaggle layout), kermany_extra/ (manifest.csv, lung_masks/) and
-# external/ (manifest.csv and what it lists).
+# external/ (manifest.csv and what it lists). OTHERS, if given, holds images that are no chest X-ray,
+# see benchmarks/outliers.py.
 set -euo pipefail
 data=${1:?give the folder that holds chest_xray, kermany_extra and external}
 bin=.venv/bin
@@ -98,6 +99,9 @@ for set in actualmed covid_cxnet openist; do
     validate $set --dataset "$data/external/manifest.csv" --dataset_options "where=file=^$set/" \
         --skip_heatmaps
 done
+
+[ $# -lt 2 ] ||
+    "$bin/python" benchmarks/outliers.py "$data" "$2" $results/outliers "${checkpoints[@]}"
 
 for model in "${checkpoints[@]}"; do
     "$bin/python" -m evaluation.evidence "$model" \

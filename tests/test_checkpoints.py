@@ -75,6 +75,12 @@ print(sorted(entry["label"] for entry in answer), round(sum(e["score"] for e in 
     assert result.stdout.strip() == "['NORMAL', 'PNEUMONIA'] 1.0", result.stderr
 
 
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_a_checkpoint_travels_with_the_code_of_this_commit(folder):
+    code = {path.name: path.read_text() for path in (REPO / "modeling").glob("*_cxr.py")}
+    assert {path.name: path.read_text() for path in folder.glob("*.py")} == code
+
+
 def test_the_checkpoints_weigh_less_than_16_mb_together():
     sizes = [path.stat().st_size for folder in CHECKPOINTS for path in folder.glob("*.safetensors")]
     assert len(sizes) == 2 and sum(sizes) < 16_000_000

@@ -1,5 +1,6 @@
 """Configurations of the chest X-ray classifiers."""
 
+import math
 from collections.abc import Sequence
 
 from transformers import PretrainedConfig
@@ -35,6 +36,9 @@ class CxrConfig(PretrainedConfig):
         abstention: [low, high] for each threshold, between which no decision is made; None decides
             always.
         prevalence: share of each class in the data of the calibration, in (0, 1).
+        outlier_threshold: `outlier_score` above which an image is none that the model knows; None
+            for a model without a detector.
+        age_range: [low, high], years, of the people it was trained on; None where unknown.
         kwargs: `id2label`, `label2id`, `problem_type` and transformers' own.
 
     Raises:
@@ -55,6 +59,8 @@ class CxrConfig(PretrainedConfig):
         thresholds: Sequence[float] | None = None,
         abstention: Sequence[Sequence[float]] | None = None,
         prevalence: Sequence[float] | None = None,
+        outlier_threshold: float | None = None,
+        age_range: Sequence[float] | None = None,
         problem_type: str = "single_label_classification",
         **kwargs,
     ):
@@ -70,6 +76,8 @@ class CxrConfig(PretrainedConfig):
         self.thresholds = thresholds
         self.abstention = abstention
         self.prevalence = prevalence
+        self.outlier_threshold = outlier_threshold
+        self.age_range = age_range
         super().__init__(problem_type=problem_type, **kwargs)
         self._check()
 
@@ -111,6 +119,12 @@ class CxrConfig(PretrainedConfig):
             raise ValueError(
                 f"class_weights has {len(self.class_weights)} values for {self.num_labels} classes."
             )
+        if self.outlier_threshold is not None and not math.isfinite(self.outlier_threshold):
+            raise ValueError(f"outlier_threshold is {self.outlier_threshold}, not a finite number.")
+        if self.age_range is not None and not (
+            len(self.age_range) == 2 and 0 <= self.age_range[0] <= self.age_range[1]
+        ):
+            raise ValueError(f"age_range is {self.age_range}; it takes [low, high] in years.")
         operation = {name: getattr(self, name) for name in OPERATION}
         check_operation(**operation, num_labels=self.num_labels, multi_label=self.is_multi_label)
         if self.loss == "focal":

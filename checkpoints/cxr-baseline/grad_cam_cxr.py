@@ -1,8 +1,17 @@
-"""Grad-CAM: where a network looked (Selvaraju et al. 2017, section 3)."""
+"""Where a network looked: Grad-CAM (Selvaraju et al. 2017, section 3) and its kin."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+# Each method by the grad-cam library's class.
+CAM_METHODS = {
+    "grad_cam": "GradCAM",
+    "grad_cam_plus_plus": "GradCAMPlusPlus",
+    "hires_cam": "HiResCAM",
+    "score_cam": "ScoreCAM",
+    "layer_cam": "LayerCAM",
+}
 
 
 def gap_linear_head(network: nn.Module, features: torch.Tensor) -> nn.Linear | None:
@@ -55,12 +64,13 @@ def _min_max(cam):
     return cam / (1e-7 + cam.amax((1, 2), keepdim=True))
 
 
-def library_grad_cam(
-    network: nn.Module, pixel_values: torch.Tensor, targets: torch.Tensor
+def library_cam(
+    method: str, network: nn.Module, pixel_values: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Grad-CAM by the grad-cam library, for networks without a closed form.
+    """A heatmap by the grad-cam library.
 
     Args:
+        method: a key of `CAM_METHODS`.
         network: a timm network.
         pixel_values: float (B, C, H, W).
         targets: class index of each image, int (B,).
@@ -73,11 +83,11 @@ def library_grad_cam(
         ValueError: the network's features have no places in the image.
     """
     try:
-        from pytorch_grad_cam import GradCAM
+        import pytorch_grad_cam
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError as error:
         raise ImportError(
-            "this network needs the grad-cam package: pip install grad-cam."
+            "this heatmap needs the grad-cam package: pip install grad-cam."
         ) from error
 
     tapped = _TappedNetwork(network)
@@ -85,10 +95,11 @@ def library_grad_cam(
     gradients = [parameter.grad for parameter in network.parameters()]
     network.zero_grad(set_to_none=True)
     classes = [ClassifierOutputTarget(int(target)) for target in targets]
+    library = getattr(pytorch_grad_cam, CAM_METHODS[method])
     with torch.inference_mode(False), torch.enable_grad():
         # Gradients by the input keep the graph alive when all weights are frozen.
         inputs = pixel_values.detach().clone().requires_grad_()
-        with GradCAM(tapped, [tapped.target_layer], tapped.to_maps) as cam:
+        with library(tapped, [tapped.target_layer], tapped.to_maps) as cam:
             heatmaps = cam(inputs, classes)
     for parameter, gradient in zip(network.parameters(), gradients):
         parameter.grad = gradient

@@ -1,18 +1,44 @@
 """The one road from a chest X-ray file to `pixel_values`."""
 
+import contextlib
 import io
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-MIN_SIDE = 32
-MAX_PIXELS = 150_000_000
-FULL_SCALE = 65535
+from .dicom_cxr import is_dicom, read_dicom
+from .image_cxr import (
+    FULL_SCALE,
+    MAX_PIXELS,
+    MIN_SIDE,
+    CxrImage,
+    check_file_size,
+    check_shape,
+)
+from .overlay_cxr import heat_layer, overlay
+from .screening_cxr import camera_warnings, colour_warnings, screen
+
+# The formats that X-rays come in. Others that Pillow reads start programs or are for icons.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
+# Each scan of a progressive JPEG is a pass over all pixels; encoders write about ten.
+MAX_JPEG_SCANS = 100
 BIT_DEPTHS = (8, 10, 12, 14, 16)
+BAND = 1_000_000  # pixels converted at a time, so that memory stays near that of the result
+COLOUR_SAMPLES = 500  # a side, where colours are looked for
+ORIENTATION = 0x0112  # of Exif; how to turn rows and columns upright
+UPRIGHT = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.T,
+    6: lambda pixels: pixels[::-1].T,
+    7: lambda pixels: pixels[::-1, ::-1].T,
+    8: lambda pixels: pixels.T[::-1],
+}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -86,43 +112,37 @@ class CxrImageProcessor(BaseImageProcessor):
         pixels = np.stack([self.read(image) for image in images])
         return BatchFeature({"pixel_values": self.normalize(pixels)}, tensor_type=return_tensors)
 
-    def read(self, image) -> np.ndarray:
+    def read(self, image, correct: bool = True) -> np.ndarray:
         """`load`, then `resize`: uint16 (H, W), 0..65535."""
-        return self.resize(self.load(image))
+        return self.resize(self.load(image, correct))
 
-    def load(self, image) -> np.ndarray:
-        """The grey image at its own size.
+    def load(self, image, correct: bool = True) -> np.ndarray:
+        """The pixels of `open`: uint16 (h, w), 0..65535."""
+        return self.open(image, correct).pixels
 
-        Colour becomes ITU-R 601 luma, transparency shows black, EXIF orientation is applied.
-        Integer images of more than 8 bits are scaled by the smallest of 8, 10, 12, 14 or 16 bits
-        that holds their brightest pixel, as detectors write 12 bits into 16-bit files.
+    def open(self, image, correct: bool = True) -> CxrImage:
+        """Reads the grey image at its own size, and what there is to say about it.
+
+        DICOM is known by its content and read by its header. Other files are known by their
+        content, too: PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000 or PNM, the first image where
+        there are several, which a warning says. Colour becomes ITU-R 601 luma, transparency shows
+        black, EXIF orientation is applied; integer images of more than 8 bits are scaled by the
+        smallest of 8, 10, 12, 14 or 16 bits that holds their brightest pixel, as detectors write
+        12 bits into 16-bit files. Negatives and plain frames around the X-ray are corrected, which
+        a warning says; photographs and colours are warned of.
 
         Args:
             image: see `preprocess`.
-
-        Returns:
-            uint16 (h, w), full scale 0..65535.
+            correct: False leaves negatives and frames as they are, for masks and for images that
+                were altered on purpose.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not an image, truncated, under 32 pixels a side, over 150 million pixels.
+            ValueError: not an image, damaged, over 256 MB, under 32 pixels a side, over 64 million
+                pixels, or a DICOM file of something else than a chest X-ray.
         """
-        if isinstance(image, torch.Tensor):
-            image = image.cpu().numpy()
-        if isinstance(image, np.ndarray):
-            return _grey_from_array(image)
-        if isinstance(image, Image.Image):
-            return _grey_from_pil(image, "the image")
-        if isinstance(image, bytes):
-            return _grey_from_file(io.BytesIO(image), "the image")
-        if isinstance(image, (str, os.PathLike)):
-            if not Path(image).is_file():
-                raise FileNotFoundError(f"{image}: no such file.")
-            return _grey_from_file(image, str(image))
-        raise ValueError(
-            f"an image of type {type(image).__name__} cannot be read; "
-            "give a path, bytes, a PIL image or an array."
-        )
+        opened = _open(image)
+        return screen(opened) if correct else opened
 
     def resize(self, pixels: np.ndarray) -> np.ndarray:
         """Antialiased bilinear resize: keeping the aspect ratio, centred on black, or by `squash`.
@@ -175,6 +195,14 @@ class CxrImageProcessor(BaseImageProcessor):
         image = Image.fromarray(np.ascontiguousarray(inner))
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
+    def overlay(self, pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+        """`overlay_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
+        return overlay(pixels, heat)
+
+    def heat_layer(self, heat: np.ndarray) -> np.ndarray:
+        """`overlay_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
+        return heat_layer(heat)
+
     def _placement(self, height, width):
         """Top, left, height and width of an image inside the output."""
         if self.squash:
@@ -187,49 +215,118 @@ class CxrImageProcessor(BaseImageProcessor):
         return top, left, inner_height, inner_width
 
 
+def _open(image):
+    if isinstance(image, torch.Tensor):
+        image = image.cpu().numpy()
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, Image.Image):
+        return _from_pil(image, "the image")
+    if isinstance(image, bytes):
+        return _from_file(image, "the image")
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        if not path.is_file():
+            raise FileNotFoundError(f"{image}: no such file.")
+        check_file_size(path.stat().st_size, str(image))
+        return _from_file(path.read_bytes(), str(image))
+    raise ValueError(
+        f"an image of type {type(image).__name__} cannot be read; "
+        "give a path, bytes, a PIL image or an array."
+    )
+
+
 def _per_channel(values, num_channels):
     return values if num_channels == 3 else (sum(values) / 3,)
 
 
-def _check_shape(size, name):
-    width, height = size
-    if min(width, height) < MIN_SIDE:
+def _from_file(content, name):
+    check_file_size(len(content), name)
+    if is_dicom(content):
+        return read_dicom(content, name)
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_JPEG_SCANS:
         raise ValueError(
-            f"{name}: {width} x {height} pixels is too small for a chest X-ray; "
-            f"the least is {MIN_SIDE} a side."
+            f"{name}: a JPEG file of more than {MAX_JPEG_SCANS} scans takes too long to read."
         )
-    if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"{name}: {width} x {height} pixels is too large; the most is {MAX_PIXELS:,} in all."
-        )
+    with _decoding(name):
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+        # a telephone's JPEG (MPO) holds previews of the same picture
+        several = opened.format != "MPO" and getattr(opened, "is_animated", False)
+        text = opened.tile and opened.tile[0].codec_name == "ppm_plain"
+    if text:  # two seconds a million pixels
+        raise ValueError(f"{name}: a PNM file of decimal text is not read; save it as PNG.")
+    with opened:
+        image = _from_pil(opened, name)
+    if not several:
+        return image
+    first = "The file holds several images, of which only the first was read."
+    return image._replace(warnings=(first, *image.warnings))
 
 
-def _grey_from_file(file, name):
+@contextlib.contextmanager
+def _decoding(name):
+    """Turns what Pillow raises for bytes that are no image, or a damaged one, into a sentence."""
     try:
-        with Image.open(file) as image:
-            return _grey_from_pil(image, name)
+        yield
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image file that can be read.") from None
+        raise ValueError(
+            f"{name}: not an image file that can be read; use DICOM, {', '.join(FORMATS)}."
+        ) from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name}: too large; the most is {MAX_PIXELS:,} pixels.") from None
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{name}: damaged image file ({error}).") from None
+    except Exception as error:  # decoders raise whatever hostile bytes lead them into
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: damaged image file ({reason}).") from None
 
 
-def _grey_from_pil(image, name):
-    _check_shape(image.size, name)
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        return _grey_from_array(np.asarray(image))
+def _from_pil(image, name):
+    check_shape(image.size, name)
+    deep = image.mode.startswith("I") or image.mode == "F"
+    with _decoding(name):
+        image.load()
+        exif = image.getexif()
+        orientation = exif.get(ORIENTATION)
+        warnings = camera_warnings(exif)
+        pixels = np.asarray(image) if deep else _luma(image)
+        if not deep and image.mode not in ("1", "L", "LA"):
+            warnings += colour_warnings(_colours(image))
+    if deep:
+        pixels = _grey_from_array(pixels, name)
+    if orientation in UPRIGHT:
+        pixels = UPRIGHT[orientation](pixels)
+    return CxrImage(pixels, warnings)
+
+
+def _luma(image):
+    grey = np.empty((image.height, image.width), np.uint16)
+    for rows in _bands(*grey.shape):
+        band = image.crop((0, rows.start, image.width, rows.stop))
+        grey[rows] = np.asarray(_opaque(band).convert("L"))
+    grey *= 257
+    return grey
+
+
+def _colours(image):
+    """Some of its pixels, uint8 (h, w, 3)."""
+    size = [min(side, COLOUR_SAMPLES) for side in image.size]
+    return np.asarray(_opaque(image.resize(size, Image.Resampling.NEAREST)).convert("RGB"))
+
+
+def _opaque(image):
+    """In mode 1, L or RGB; what is transparent shows black."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    if image.mode not in ("1", "L", "RGB"):
-        image = image.convert("RGB")
-    return np.asarray(image.convert("L")).astype(np.uint16) * 257
+    return image if image.mode in ("1", "L", "RGB") else image.convert("RGB")
 
 
-def _grey_from_array(array):
+def _bands(height, width):
+    """Slices of rows that make up the height."""
+    rows = max(1, BAND // width)
+    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def _from_array(array):
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
@@ -237,25 +334,39 @@ def _grey_from_array(array):
     if array.dtype == np.uint8 and (
         array.ndim == 2 or array.ndim == 3 and array.shape[-1] in (3, 4)
     ):
-        return _grey_from_pil(Image.fromarray(np.ascontiguousarray(array)), "the image")
-    if array.ndim != 2:
+        check_shape(array.shape[1::-1], "the image")
+        return _from_pil(Image.fromarray(np.ascontiguousarray(array)), "the image")
+    if array.ndim != 2 or array.dtype.kind not in "buif":
         raise ValueError(
             f"an array of shape {array.shape}, {array.dtype} is no grey or 8-bit image."
         )
-    _check_shape(array.shape[::-1], "the image")
-    if array.dtype == bool:
-        return array * np.uint16(FULL_SCALE)
+    check_shape(array.shape[::-1], "the image")
+    return CxrImage(_grey_from_array(array, "the image"))
+
+
+def _grey_from_array(array, name):
+    """uint16 at full scale from (h, w) of bool, integers or floats."""
     low, high = array.min(), array.max()
-    if np.issubdtype(array.dtype, np.floating):
+    if array.dtype.kind == "f":
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"floating-point pixels span {low} to {high}; they must lie in [0, 1]."
+                f"{name}: floating-point pixels span {low} to {high}; they must lie in [0, 1]."
             )
-        return (array * FULL_SCALE).round().astype(np.uint16)
-    if low < 0 or high > FULL_SCALE:
-        raise ValueError(f"integer pixels span {low} to {high}; they must lie in 0..{FULL_SCALE}.")
-    bits = next(bits for bits in BIT_DEPTHS if high < 2**bits)
-    return (array.astype(np.float64) * (FULL_SCALE / (2**bits - 1))).round().astype(np.uint16)
+        scale = FULL_SCALE
+    elif low < 0 or high > FULL_SCALE:
+        raise ValueError(
+            f"{name}: integer pixels span {low} to {high}; they must lie in 0..{FULL_SCALE}."
+        )
+    elif array.dtype == bool:
+        scale = FULL_SCALE
+    else:
+        scale = FULL_SCALE / (2 ** next(bits for bits in BIT_DEPTHS if high < 2**bits) - 1)
+    if scale == 1:
+        return array.astype(np.uint16)
+    grey = np.empty(array.shape, np.uint16)
+    for rows in _bands(*array.shape):
+        grey[rows] = (array[rows].astype(np.float64) * scale).round()
+    return grey
 
 
 CxrImageProcessor.register_for_auto_class()

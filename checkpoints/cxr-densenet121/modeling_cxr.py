@@ -13,10 +13,14 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.initialization import normal_, zeros_
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from .assessment_cxr import CxrAssessment, assess
 from .calibration_cxr import calibrate, decide, to_probabilities
 from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
-from .grad_cam_cxr import closed_form_grad_cam, gap_linear_head, library_grad_cam
+from .grad_cam_cxr import CAM_METHODS, closed_form_grad_cam, gap_linear_head, library_cam
+from .image_cxr import CxrImage
+from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
+from .outlier_cxr import OutlierDetector
 from .pipeline_cxr import CxrImageClassificationPipeline
 
 
@@ -26,21 +30,37 @@ class CxrClassifierOutput(ImageClassifierOutput):
 
     Attributes:
         probabilities: float32 (B, K) in [0, 1], calibrated if the model is.
+        outlier_score: float32 (B,), how unlike the training images; above
+            `config.outlier_threshold` an image is no chest X-ray that the model knows. None where
+            the model has no detector.
+        heatmaps: float32 (B, H, W) in [0, 1], by `explain` alone.
     """
 
     probabilities: torch.Tensor | None = None
+    outlier_score: torch.Tensor | None = None
+    heatmaps: torch.Tensor | None = None
 
 
 class CxrPreTrainedModel(PreTrainedModel):
     """What every family shares: loss, probabilities, decisions, Grad-CAM, a saved folder's files.
 
     A family sets `self.network`, which answers `forward_features`, `forward_head` and
-    `get_classifier` as timm's networks do.
+    `get_classifier` as timm's networks do. `outlier_detector` is None, or tells what is no chest
+    X-ray.
     """
 
     config_class = CxrConfig
     base_model_prefix = "network"
     main_input_name = "pixel_values"
+
+    def __init__(self, config: CxrConfig):
+        super().__init__(config)
+        self.outlier_detector = None if config.outlier_threshold is None else OutlierDetector()
+
+    def set_outlier_detector(self, detector: OutlierDetector, threshold: float) -> None:
+        """Takes over a fitted detector, and the score above which `assess` refuses an image."""
+        self.outlier_detector = detector
+        self.config.outlier_threshold = threshold
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -62,11 +82,12 @@ class CxrPreTrainedModel(PreTrainedModel):
         Args:
             pixel_values: float (B, C, H, W), as the image processor gives them.
             labels: int (B,), or 0/1 (B, K) when the problem is multi-label; adds `loss`.
-            return_dict: False gives the tuple (loss, logits, probabilities), or without labels
-                (logits, probabilities).
+            return_dict: False gives a tuple of what there is of loss, logits, probabilities and
+                outlier score.
 
         Returns:
-            Raw logits, calibrated probabilities, and the loss where labels are given.
+            Raw logits, calibrated probabilities, the outlier score where the model has a detector,
+            and the loss where labels are given.
 
         Raises:
             ValueError: another number of channels than the configuration's.
@@ -75,7 +96,10 @@ class CxrPreTrainedModel(PreTrainedModel):
         logits = self.network(pixel_values)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         output = CxrClassifierOutput(
-            loss=loss, logits=logits, probabilities=self.probabilities(logits)
+            loss=loss,
+            logits=logits,
+            probabilities=self.probabilities(logits),
+            outlier_score=self._outlier_score(pixel_values),
         )
         return output if return_dict else output.to_tuple()
 
@@ -134,36 +158,79 @@ class CxrPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: a target that is no class, or not one an image.
         """
-        return self.explain(pixel_values, target)[1]
+        return self.explain(pixel_values, target).heatmaps
 
     @torch.no_grad()
     def explain(
-        self, pixel_values: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and Grad-CAM heatmaps together, for little more than the price of the logits.
+        self,
+        pixel_values: torch.Tensor,
+        target: int | Sequence[int] | torch.Tensor | None = None,
+        method: str = "grad_cam",
+    ) -> CxrClassifierOutput:
+        """The answer of `forward` and heatmaps; Grad-CAM for little more than the answer's price.
 
-        Args and errors are those of `grad_cam`.
+        Args:
+            pixel_values, target: see `grad_cam`.
+            method: "grad_cam", "grad_cam_plus_plus", "hires_cam", "score_cam" or "layer_cam".
+                Grad-CAM is computed in closed form behind a global average pool; the rest by the
+                grad-cam library, Score-CAM with a forward pass a channel.
 
         Returns:
-            Logits, float (B, K), and heatmaps, float32 (B, H, W) in [0, 1].
+            `logits`, `probabilities`, `outlier_score` and `heatmaps`.
+
+        Raises:
+            ValueError: see `grad_cam`; an unknown method.
+            ImportError: a method of the grad-cam library without it.
         """
         self._check_input(pixel_values)
+        if method not in CAM_METHODS:
+            raise ValueError(f"method is {method!r}; it can be {', '.join(CAM_METHODS)}.")
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             features = self.network.forward_features(pixel_values)
             logits = self.network.forward_head(features)
             targets = self._check_target(target, logits)
-            linear = gap_linear_head(self.network, features)
+            linear = gap_linear_head(self.network, features) if method == "grad_cam" else None
             if linear is None:
-                heatmaps = library_grad_cam(self.network, pixel_values, targets)
+                heatmaps = library_cam(method, self.network, pixel_values, targets)
             else:
                 size = tuple(pixel_values.shape[2:])
                 heatmaps = closed_form_grad_cam(features, linear.weight[targets], size)
         finally:
             for module in training:
                 module.training = True
-        return logits, heatmaps
+        return CxrClassifierOutput(
+            logits=logits,
+            probabilities=self.probabilities(logits),
+            outlier_score=self._outlier_score(pixel_values),
+            heatmaps=heatmaps,
+        )
+
+    def assess(
+        self,
+        images: Sequence[CxrImage],
+        processor: CxrImageProcessor,
+        target: str | None = None,
+        method: str | None = None,
+    ) -> list[CxrAssessment]:
+        """What the model says of X-rays, in words and numbers that can be shown.
+
+        Args:
+            images: as `processor.open` gives them.
+            target: the class that the heatmaps explain; None for the most probable one.
+            method: of the heatmaps, see `explain`; None makes none.
+
+        Returns:
+            One answer an image.
+
+        Raises:
+            ValueError: no such class or method.
+        """
+        return assess(self, images, processor, target, method)
+
+    def _outlier_score(self, pixel_values):
+        return None if self.outlier_detector is None else self.outlier_detector(pixel_values)
 
     def _check_input(self, pixel_values):
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:

@@ -1,0 +1,69 @@
+"""What reading a file gives, whatever the format, and the sizes it may have."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+MIN_SIDE = 32
+MAX_PIXELS = 64_000_000
+MAX_RATIO = 20  # of the sides
+MAX_FILE_BYTES = 256 * 1024**2  # twice the most pixels at 16 bits
+FULL_SCALE = 65535
+
+
+class CxrImage(NamedTuple):
+    """A chest X-ray as read from its file.
+
+    Attributes:
+        pixels: uint16 (h, w), full scale 0..65535, bright where the body stops the rays.
+        warnings: what was noticed or corrected on the way, a sentence each.
+        age: of the person, years, where the file says so.
+    """
+
+    pixels: np.ndarray
+    warnings: tuple[str, ...] = ()
+    age: float | None = None
+
+
+def check_shape(size: tuple[int, int], name: str) -> None:
+    """Refuses what is too small or too large.
+
+    Args:
+        size: width and height.
+        name: what the error calls the image.
+
+    Raises:
+        ValueError: under 32 pixels a side, one 20 times the other, over 64 million pixels in all.
+    """
+    width, height = size
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(
+            f"{name}: {width} x {height} pixels is too small for a chest X-ray; "
+            f"the least is {MIN_SIDE} a side."
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"{name}: {width} x {height} pixels is too narrow for a chest X-ray; "
+            f"the longer side is at most {MAX_RATIO} times the other."
+        )
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{name}: {width} x {height} pixels is too large; the most is {MAX_PIXELS:,} in all."
+        )
+
+
+def check_file_size(count: int, name: str) -> None:
+    """Refuses a file that no X-ray needs, before it is read.
+
+    Args:
+        count: its bytes.
+        name: what the error calls the file.
+
+    Raises:
+        ValueError: over 256 MB.
+    """
+    if count > MAX_FILE_BYTES:
+        raise ValueError(
+            f"{name}: a file of {count / 1024**2:,.0f} MB is too large; "
+            f"the most is {MAX_FILE_BYTES // 1024**2} MB."
+        )

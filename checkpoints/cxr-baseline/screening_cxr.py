@@ -1,0 +1,184 @@
+"""Checks and safe corrections of what people take for a chest X-ray file: screenshots,
+photographs of films, negatives.
+
+Every threshold keeps clear of the 5,856 images of Kermany et al. 2018 and of three small sets of
+adults; the comments give the nearest value met there.
+"""
+
+import numpy as np
+from PIL import Image
+
+from .image_cxr import FULL_SCALE, MIN_SIDE, CxrImage
+
+SAMPLES = 400  # pixels looked at on a line, lines where a coarse picture will do
+
+# Frames: lines of one grey level around the X-ray.
+LEVEL = FULL_SCALE / 255
+TOLERANCE = 2 * LEVEL  # what JPEG leaves of a plain colour
+DARK = 32 * LEVEL  # up to here it may be air or the collimator's shutter
+FLAT_LIGHT = 0.8  # of a line's pixels: text on a window's title bar is not flat
+LIGHT_FRAME = 0.01  # of the width or height; flat light columns: never
+DARK_FRAME = 0.25  # of the width or height, both sides together; shutters: up to 0.214
+CONTENT = 0.25  # of the width or height: less is no X-ray in a frame
+PASSES = 4  # a canvas beside a title bar is plain only once the title bar is gone
+
+# Negatives: correlation with the mean chest, which is at least -0.08 for positives.
+NEGATIVE = -0.25
+MARGIN = 0.15  # of each side is left out: air, shoulders and borders differ most there
+# The 5,216 training images, each with mean 0 and standard deviation 1 inside the margin, averaged
+# over blocks of 8 x 8, then over images and both sides: the left half.
+HALF_CHEST = (
+    (-0.6, -0.1, -0.3, 0.7),
+    (-0.3, -0.5, -0.9, 0.9),
+    (-0.3, -1.0, -0.6, 1.2),
+    (-0.6, -1.2, -0.1, 1.5),
+    (-0.9, -1.1, 0.3, 1.7),
+    (-1.3, -0.9, 0.4, 1.7),
+    (-1.5, -0.7, 0.4, 1.7),
+    (-0.8, 0.4, 1.1, 1.9),
+)
+MEAN_CHEST = np.concatenate([HALF_CHEST, np.fliplr(HALF_CHEST)], axis=1)
+
+# Light boxes: three quarters of each edge brighter than nine tenths of the middle.
+EDGE = 0.04  # of the width or height
+
+# Colour: the difference of the largest and the smallest channel, of 255. Grey files have none.
+TINT, TINTED = 6, 0.3  # difference, share of the pixels
+COLOUR, COLOURED = 60, 0.0005
+EXIF, EXPOSURE_TIME, F_NUMBER = 0x8769, 0x829A, 0x829D
+
+WORSE = "expect the model to do worse than on the X-ray's own file."
+
+
+def screen(image: CxrImage) -> CxrImage:
+    """Undoes a negative, cuts plain frames away and warns of a light box; most images pass as is.
+
+    Args:
+        image: as read; what is no chest X-ray at all may be altered, too.
+
+    Returns:
+        The image, with a warning for each correction and finding.
+    """
+    pixels, warnings = image.pixels, list(image.warnings)
+    content = _content(pixels)
+    if _is_negative(pixels[content]):
+        # the frame of the positive is what the rules of `_content` are made for
+        pixels = FULL_SCALE - pixels
+        content = _content(pixels)
+        warnings.append("The image looks like a negative (dark bones) and was inverted.")
+    height, width = pixels.shape
+    pixels = pixels[content]
+    if pixels.shape != (height, width):
+        warnings.append(
+            f"A plain frame was cut away: of {width} x {height} pixels, "
+            f"{pixels.shape[1]} x {pixels.shape[0]} are left."
+        )
+    if _is_on_light_box(pixels):
+        warnings.append(
+            "The image is bright all around, like a film photographed on a light box: crop it to "
+            f"the X-ray, and {WORSE}"
+        )
+    return CxrImage(np.ascontiguousarray(pixels), tuple(warnings), image.age)
+
+
+def colour_warnings(sample: np.ndarray) -> tuple[str, ...]:
+    """What colours say of an image that should be grey.
+
+    Args:
+        sample: uint8 (h, w, 3), some of its pixels.
+    """
+    spread = sample.max(axis=2) - sample.min(axis=2)
+    if (spread > TINT).mean() > TINTED:
+        return (f"The image is tinted, like a photograph of a film or a screen: {WORSE}",)
+    if (spread > COLOUR).mean() > COLOURED:
+        return ("Coloured marks on the image were read as grey and may mislead the model.",)
+    return ()
+
+
+def camera_warnings(exif: Image.Exif) -> tuple[str, ...]:
+    """Whether a file is a camera's, by the exposure in its Exif data."""
+    tags = exif.get_ifd(EXIF)
+    if EXPOSURE_TIME in tags or F_NUMBER in tags:
+        return (f"The file is a camera's photograph, of a film or a screen: {WORSE}",)
+    return ()
+
+
+def _content(pixels):
+    """Rows and columns inside plain frames, two slices."""
+    top, left, (bottom, right) = 0, 0, pixels.shape
+    for _ in range(PASSES):
+        inner = pixels[top:bottom, left:right]
+        height, width = inner.shape
+        first, last = _inside(inner[:: -(-height // SAMPLES)].T, one_side=True)
+        left, right = left + first, left + last
+        # an overexposed abdomen is a plain light bar, too, but leaves the sides alone
+        inner = pixels[top:bottom, left:right]
+        first, last = _inside(
+            inner[:, :: -(-inner.shape[1] // SAMPLES)], one_side=right - left < pixels.shape[1]
+        )
+        top, bottom = top + first, top + last
+        if (bottom - top, right - left) == (height, width):
+            break
+    return slice(top, bottom), slice(left, right)
+
+
+def _inside(lines, one_side):
+    """First and last line, exclusive, of what plain lines frame: all of them if it is no frame.
+
+    `one_side`: whether a light bar at one end is enough.
+    """
+    count = len(lines)
+    if not _flat(lines[[0, -1]])[0].any():  # most images: a frame begins at the edge
+        return 0, count
+    flat, light = _flat(lines)
+    # the longest run of lines that are not flat
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], flat, [True]]).astype(np.int8)))
+    if not len(edges):
+        return 0, count
+    runs = edges.reshape(-1, 2)
+    first, last = runs[np.argmax(runs[:, 1] - runs[:, 0])]
+    # flat lines further in may be an overexposed spine
+    first = first if flat[0] else 0
+    last = last if flat[-1] else count
+    if last - first < max(MIN_SIDE, CONTENT * count):
+        return 0, count
+    bars = light[:first].sum(), light[last:].sum()
+    enough = max(bars) if one_side else min(bars)
+    if enough > LIGHT_FRAME * count or count - (last - first) > DARK_FRAME * count:
+        return int(first), int(last)
+    return 0, count
+
+
+def _flat(lines):
+    """Which lines are of one grey level, and which of these are light: two bool arrays."""
+    lines = lines.astype(np.float32)
+    level = np.median(lines, axis=1, keepdims=True)
+    share = (np.abs(lines - level) <= TOLERANCE).mean(axis=1)
+    dark = level[:, 0] < DARK
+    flat = np.where(dark, share == 1, share >= FLAT_LIGHT)
+    return flat, flat & ~dark
+
+
+def _is_negative(pixels):
+    height, width = pixels.shape
+    top, left = int(MARGIN * height), int(MARGIN * width)
+    coarse = _sample(pixels[top : height - top, left : width - left]).astype(np.float32)
+    chest = np.asarray(Image.fromarray(coarse).resize((8, 8), Image.Resampling.BOX))
+    deviation = chest.std()
+    if deviation < LEVEL:  # blank
+        return False
+    return ((chest - chest.mean()) * MEAN_CHEST).mean() < NEGATIVE * deviation * MEAN_CHEST.std()
+
+
+def _is_on_light_box(pixels):
+    pixels = _sample(pixels)
+    height, width = pixels.shape
+    rows, columns = max(1, round(EDGE * height)), max(1, round(EDGE * width))
+    sides = pixels[:rows], pixels[-rows:], pixels[:, :columns], pixels[:, -columns:]
+    middle = pixels[height // 5 : -(height // 5), width // 5 : -(width // 5)]
+    return min(np.percentile(side, 25) for side in sides) > np.percentile(middle, 90)
+
+
+def _sample(pixels):
+    height, width = pixels.shape
+    return pixels[:: -(-height // SAMPLES), :: -(-width // SAMPLES)]

@@ -1,0 +1,296 @@
+"""DICOM files to grey pixels, by the rendering pipeline of DICOM PS3.4 N.2.
+
+Every step from the stored values to the screen maps one value to one grey, so it is computed once
+for all the values that a pixel can hold and looked up for each pixel.
+"""
+
+import math
+import re
+
+import numpy as np
+
+from .dicom_codec_cxr import decode_frame
+from .dicom_header_cxr import DataSet, read_data_set
+from .image_cxr import FULL_SCALE, MAX_PIXELS, CxrImage, check_shape
+
+MODALITIES = ("CR", "DX", "RG")
+UNSPECIFIC_MODALITIES = ("OT", "SC", "")
+CHEST = re.compile("chest|thora|torax|lung|pulm", re.IGNORECASE)
+SPINE = re.compile("spin", re.IGNORECASE)
+LATERAL_VIEWS = ("LL", "RL", "LATERAL", "LAT", "LLAT", "RLAT")
+LATERAL = re.compile(r"\blateral\b", re.IGNORECASE)
+# Lateral, left lateral and right lateral of CID 4010, by SNOMED CT and its older names.
+LATERAL_CODES = "399067008 399173006 399198007 R-102CD R-10236 R-10232".split()
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+GREYS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+PRINTABLE = re.compile(r"[A-Za-z0-9 _./+-]{1,64}")
+# Without a preamble: the file meta group, or an element of group 8 and soon SOPClassUID, in either
+# byte order, with a value that is one of DICOM's own images.
+BARE_STARTS = tuple(
+    re.compile(start, re.DOTALL)
+    for start in (
+        rb"\x02\0[\0\x01]\0(UL|OB)",
+        rb"(?=\x08\0[\0-\x16]\0).{,1024}?\x08\0\x16\0.{4}1\.2\.840\.10008\.5\.1\.4\.",
+        rb"(?=\0\x08\0[\0-\x16]).{,1024}?\0\x08\0\x16.{4}1\.2\.840\.10008\.5\.1\.4\.",
+    )
+)
+DAYS = {"D": 1, "W": 7, "M": 365.25 / 12, "Y": 365.25, "": 365.25}  # RSNA's files have no unit
+
+
+def is_dicom(content: bytes) -> bool:
+    """Whether a file is DICOM, by its content: "DICM" after the preamble, or, for old exports
+    without one, first elements that only a DICOM image has."""
+    return content[128:132] == b"DICM" or any(start.match(content) for start in BARE_STARTS)
+
+
+def read_dicom(content: bytes, name: str) -> CxrImage:
+    """A chest X-ray from a DICOM file, as a viewer first shows it.
+
+    The first frame is decoded, then go the Modality LUT or rescale, the first VOI LUT or else the
+    first window, and at last the inversion of MONOCHROME1. Where the file has neither VOI LUT nor
+    window, pixels of 8 bits keep their full range, as they were made for the screen; deeper ones
+    are stretched from the darkest to the brightest pixel, as viewers (cornerstone) and public data
+    sets (MIMIC-CXR-JPG) do, and a warning says so. Padding shows black, colour becomes ITU-R 601
+    luma, overlays are ignored.
+
+    Modality has to be CR, DX or RG; OT, SC or none, as converters write, are read with a warning.
+    The body part, by BodyPartExamined or else AnatomicRegionSequence, has to be a chest if given.
+
+    Of the header only what this needs is read, and messages quote none of it but the tag at fault,
+    if its value looks like the code it should be.
+
+    Args:
+        content: the file's bytes.
+        name: what errors call the file.
+
+    Returns:
+        The image; its age in years comes from PatientAge.
+
+    Raises:
+        ValueError: not a chest X-ray by its header, damaged, without pixels, too small or large, or
+            compressed in a way that no installed package decodes.
+    """
+    try:
+        syntax, header = read_data_set(content)
+        warnings = [*_scope_warnings(header), *_shape_warnings(header)]
+        age = _age(header, warnings)
+        stored, bits = _stored_values(header, syntax, name, warnings)
+        with np.errstate(all="ignore"):  # damaged numbers are found by their result
+            pixels = _render(stored, bits, header, warnings)
+    except ValueError as error:
+        message = str(error)
+        whole = message.startswith(f"{name}: ")  # those of check_shape
+        raise ValueError(message if whole else f"{name}: {message}.") from None
+    return CxrImage(pixels, tuple(warnings), age)
+
+
+def _quote(value):
+    """A tag's value for a message, unless it holds what a code of DICOM never does."""
+    return repr(value) if PRINTABLE.fullmatch(value) else "not a code of DICOM"
+
+
+def _scope_warnings(header):
+    modality = header.text("Modality").upper()
+    if modality not in MODALITIES + UNSPECIFIC_MODALITIES:
+        raise ValueError(f"Modality is {_quote(modality)}; a chest X-ray's is CR, DX or RG")
+    if modality not in MODALITIES:
+        yield f"Modality is {modality or 'missing'}, so the file may be of something else."
+    region, view = header.item("AnatomicRegionSequence"), header.item("ViewCodeSequence")
+    part = header.text("BodyPartExamined") or (region.text("CodeMeaning") if region else "")
+    if part and (not CHEST.search(part) or SPINE.search(part)):
+        raise ValueError(f"the body part is {_quote(part)}; the models read chests only")
+    position = header.text("ViewPosition").upper()
+    if position in LATERAL_VIEWS:
+        yield f"ViewPosition is {position}: a lateral view, while the models learned frontal ones."
+    elif view and (
+        view.text("CodeValue") in LATERAL_CODES or LATERAL.search(view.text("CodeMeaning"))
+    ):
+        yield "ViewCodeSequence says lateral, while the models learned frontal views."
+
+
+def _shape_warnings(header):
+    for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
+        sides = header.numbers(keyword)
+        if len(sides) == 2 and min(sides) > 0 and not 0.99 < sides[0] / sides[1] < 1.01:
+            yield f"{keyword} says that pixels are not square; the image is shown as if they were."
+            return
+
+
+def _age(header, warnings):
+    text = header.text("PatientAge").upper()
+    match = re.fullmatch(r"(\d{1,3})([DWMY]?)", text)
+    if text and not match:
+        warnings.append("PatientAge cannot be read, so the person's age is unknown.")
+    return int(match[1]) * DAYS[match[2]] / DAYS["Y"] if match else None
+
+
+def _stored_values(header, syntax, name, warnings):
+    """The first frame as unsigned (h, w), and how many of a value's bits are used."""
+    if "PixelData" not in header:
+        raise ValueError("it has no pixel data")
+    rows, columns = header.word("Rows"), header.word("Columns")
+    check_shape((columns, rows), name)
+    photometric = header.text("PhotometricInterpretation").upper()
+    if photometric not in GREYS + COLOURS:
+        given = _quote(photometric) if photometric else "missing"
+        raise ValueError(
+            f"PhotometricInterpretation is {given}; it can be {', '.join(GREYS + COLOURS)}"
+        )
+    samples = header.word("SamplesPerPixel", 1)
+    if samples != (3 if photometric in COLOURS else 1):
+        raise ValueError(f"SamplesPerPixel is {samples}, which {photometric} does not go with")
+    if rows * columns * samples > MAX_PIXELS:
+        raise ValueError(f"it is too large; the most is {MAX_PIXELS:,} values in all")
+    allocated = header.word("BitsAllocated")
+    used = header.word("BitsStored", allocated)
+    if allocated not in (8, 16) or not 1 <= used <= allocated:
+        raise ValueError(
+            f"BitsAllocated is {allocated} and BitsStored {used}; 8 and 16 can be read"
+        )
+    if header.word("PixelRepresentation", 0) not in (0, 1):
+        raise ValueError("PixelRepresentation is neither 0 nor 1")
+    frames = (header.numbers("NumberOfFrames") or [1])[0]
+    if not 1 <= frames < 2**31:
+        raise ValueError("NumberOfFrames is not a count")
+    if frames > 1:
+        warnings.append(f"The file holds {frames:.0f} frames; the first was read.")
+    if header.encapsulated:
+        values, photometric, bits = decode_frame(
+            header, syntax, (rows, columns, samples), photometric, int(frames)
+        )
+    else:
+        if photometric == "YBR_FULL_422" and columns % 2:
+            raise ValueError(f"Columns is {columns}, which YBR_FULL_422 does not go with")
+        values = _native(header, rows, columns, samples, photometric, int(frames))
+        shift = header.word("HighBit", used - 1) + 1 - used
+        if not 0 <= shift <= allocated - used:
+            raise ValueError("HighBit does not go with BitsStored")
+        values, bits = values >> shift if shift else values, used
+    if values.ndim == 3:
+        values = values[..., 0] if photometric.startswith("YBR") else _luma(values)
+    return values, bits
+
+
+def _native(header, rows, columns, samples, photometric, frames):
+    """Uncompressed pixels: (h, w), or (h, w, 3), of YBR_FULL_422 the luma (h, w) alone."""
+    itemsize = header.word("BitsAllocated") // 8
+    per_pixel = 2 if photometric == "YBR_FULL_422" else samples
+    count = rows * columns * per_pixel
+    raw, needed = header.raw("PixelData"), count * itemsize * frames
+    if len(raw) < needed:
+        raise ValueError(f"its pixel data is {len(raw):,} bytes, of the {needed:,} needed")
+    if itemsize == 1 and header.order == ">" and header.pixel_vr == "OW":
+        # PS3.5 annex A.3: by that VR, bytes are written as words of two.
+        words = np.frombuffer(raw, "u2", (count + 1) // 2)
+        values = words.byteswap().view("u1")[:count]
+    else:
+        values = np.frombuffer(raw, f"{header.order}u{itemsize}", count)
+    if photometric == "YBR_FULL_422":
+        return values.reshape(-1, 4)[:, :2].reshape(rows, columns)
+    if samples == 1:
+        return values.reshape(rows, columns)
+    if header.word("PlanarConfiguration", 0) == 1:
+        return np.moveaxis(values.reshape(samples, rows, columns), 0, -1)
+    return values.reshape(rows, columns, samples)
+
+
+def _luma(rgb):
+    """ITU-R 601 luma in the integer form that Pillow uses, at any depth up to 16 bits."""
+    red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint16)
+
+
+def _render(stored, bits, header, warnings):
+    """Stored values (h, w) to uint16 at full scale."""
+    photometric = header.text("PhotometricInterpretation").upper()
+    signed = header.word("PixelRepresentation", 0) == 1 and photometric in GREYS
+    values = np.arange(2 ** (8 * stored.dtype.itemsize)) & (2**bits - 1)
+    if signed:
+        values = np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
+    if photometric in COLOURS:
+        grey = values / (2**bits - 1)
+    elif photometric == "PALETTE COLOR":
+        colours = [
+            _look_up(values, header, f"{colour}PaletteColorLookupTable", signed)
+            for colour in ("Red", "Green", "Blue")
+        ]
+        grey = np.dot(np.stack(colours, -1), (0.299, 0.587, 0.114))
+    else:
+        grey = _grey(values, bits, signed, stored, header, warnings)
+    if not np.isfinite(grey).all():
+        raise ValueError("its rescale or window is damaged")
+    return (grey.clip(0, 1) * FULL_SCALE).round().astype(np.uint16)[stored]
+
+
+def _grey(values, bits, signed, stored, header, warnings):
+    """Grey in [0, 1] of each stored value, for the two MONOCHROME kinds."""
+    kind = "h" if signed else "H"
+    padding = np.zeros(len(values), bool)
+    if "PixelPaddingValue" in header:
+        first = header.word("PixelPaddingValue", kind)
+        last = header.words("PixelPaddingRangeLimit", kind) or [first]
+        padding = (values >= min(first, last[0])) & (values <= max(first, last[0]))
+    modality_lut, voi_lut = header.item("ModalityLUTSequence"), header.item("VOILUTSequence")
+    if modality_lut:
+        # Of 8 to 16 bits, looked up in units of full scale: back to the table's own.
+        scale = 2 ** modality_lut.words("LUTDescriptor")[2] - 1
+        modality = _look_up(values, modality_lut, "LUT", signed) * scale
+    else:
+        slope = (header.numbers("RescaleSlope") or [1])[0]
+        modality = values * slope + (header.numbers("RescaleIntercept") or [0])[0]
+        if slope == 0 or not np.isfinite(modality).all():
+            raise ValueError("RescaleSlope or RescaleIntercept is out of range")
+    if voi_lut:
+        grey = _look_up(modality, voi_lut, "LUT", modality.min() < 0)
+    elif "WindowCenter" in header and "WindowWidth" in header:
+        grey = _window(modality, header)
+    else:
+        shown = np.zeros(len(values), bool)
+        if bits > 8:
+            shown[stored] = True
+            warnings.append("The file has no window; its greys span its own darkest to brightest.")
+        used = modality[shown & ~padding] if (shown & ~padding).any() else modality
+        low, high = used.min(), used.max()
+        grey = (modality - low) / max(high - low, np.finfo(float).tiny)
+    inverse = header.text("PresentationLUTShape").upper() == "INVERSE"
+    if inverse or header.text("PhotometricInterpretation").upper() == "MONOCHROME1":
+        grey = 1 - grey.clip(0, 1)
+    return np.where(padding, 0, grey)
+
+
+def _window(values, header):
+    """The first window's function (PS3.3 C.11.2.1.2 and C.11.2.1.3): greys in [0, 1]."""
+    center, width = header.numbers("WindowCenter")[0], header.numbers("WindowWidth")[0]
+    function = header.text("VOILUTFunction").upper() or "LINEAR"
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ValueError(
+            f"VOILUTFunction is {_quote(function)}; it can be LINEAR, LINEAR_EXACT or SIGMOID"
+        )
+    least = 1 if function == "LINEAR" else 0
+    if not (math.isfinite(center) and math.isfinite(width) and width >= least and width > 0):
+        raise ValueError(
+            f"WindowCenter {center:g} and WindowWidth {width:g} are no {function} window"
+        )
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    if width == 0:
+        return (values > center).astype(float)
+    return ((values - center) / width + 0.5).clip(0, 1)
+
+
+def _look_up(values, holder: DataSet, prefix, signed):
+    """Values through a look-up table (PS3.3 C.11.1.1, C.7.6.3.1.5), in units of its full scale."""
+    descriptor, raw = holder.words(f"{prefix}Descriptor"), holder.raw(f"{prefix}Data")
+    if len(descriptor) != 3 or not 8 <= descriptor[2] <= 16:
+        raise ValueError(f"{prefix}Descriptor is damaged")
+    count, first, bits = descriptor[0] or 2**16, descriptor[1], descriptor[2]
+    if signed and first >= 2**15:
+        first -= 2**16
+    itemsize = 2 if len(raw) >= 2 * count else 1
+    if len(raw) < count or itemsize * 8 < bits:
+        raise ValueError(f"{prefix}Data holds fewer than {count} entries")
+    entries = np.frombuffer(raw, f"{holder.order}u{itemsize}", count)
+    index = (np.asarray(values) - first).round().clip(0, count - 1).astype(int)
+    return entries[index] / (2**bits - 1)

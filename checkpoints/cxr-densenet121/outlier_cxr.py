@@ -1,0 +1,65 @@
+"""Is this a chest X-ray at all? A small network beside the classifier, taught by outlier exposure.
+
+Hendrycks, Mazeika and Dietterich 2019: a detector that has seen training images beside many
+unrelated ones tells images of neither kind apart. Here the unrelated images are drawn by a program.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+FLAT = 0.5  # of the pixels; the most of 6,349 X-rays was 0.33
+BLACK = 2570  # of 65535: the air and shutters of an X-ray may be flat
+SAMPLES = 1000  # rows looked at
+
+SIZE = 64
+WIDTHS = (16, 32, 64, 64)
+
+
+def is_drawn(pixels: np.ndarray) -> bool:
+    """Whether large areas are of exactly one grey, as in drawings and on screens; noise and
+    shading leave no X-ray so.
+
+    Args:
+        pixels: uint16 (h, w), at the file's own size: resizing makes new greys.
+    """
+    step = -(-len(pixels) // SAMPLES)
+    above, here = pixels[:-1:step], pixels[1::step]
+    flat = (here[:, 1:] == here[:, :-1]) & (here[:, 1:] == above[:, 1:]) & (here[:, 1:] > BLACK)
+    return bool(flat.mean() > FLAT)
+
+
+def shrink(images: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) to (B, C, 64, 64), each pixel the mean of those it covers."""
+    return F.interpolate(images, (SIZE, SIZE), mode="area")
+
+
+class OutlierDetector(nn.Module):
+    """Four strided convolutions on a small copy of the image: 61,425 parameters."""
+
+    def __init__(self):
+        super().__init__()
+        blocks, channels = [], 1
+        for width in WIDTHS:
+            blocks += [
+                nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            channels = width
+        side = SIZE // 2 ** len(WIDTHS)
+        self.network = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(channels * side**2, 1))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """How unlike the training images: a log-odds, above 0 more like what is none of them.
+
+        Args:
+            pixel_values: float (B, C, H, W), grey, at any brightness and contrast.
+
+        Returns:
+            float (B,).
+        """
+        grey = shrink(pixel_values.mean(1, keepdim=True))
+        deviation, mean = torch.std_mean(grey, (2, 3), keepdim=True)
+        return self.network((grey - mean) / (deviation + 0.1))[:, 0]
