@@ -1,4 +1,5 @@
-"""A chest X-ray classifier in the browser: class probabilities, and where the model looked.
+"""A chest X-ray classifier in the browser: probabilities that mean something, where the model
+looked, and when not to believe it.
 
     MODEL_ID=org/cxr-densenet121 python app.py
 
@@ -9,163 +10,203 @@ a model is run (`trust_remote_code`), so name only models that you trust.
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import gradio as gr
-import numpy as np
-from models import PREDICTED, Classifier, load_classifiers
-from PIL import Image
-from widgets import colour_bar, probability_table
+import widgets
+from api import PREDICTED, endpoints, sentence
+from batch import LIMITS, assess_entries, read_uploads
+from files import (
+    UPLOAD_MINUTES,
+    names_and_paths,
+    own_temporary_folder,
+    read_upload,
+    save_csv,
+    save_grey,
+)
+from gradio.data_classes import FileData
+from models import Classifier, default_model_ids, load_classifiers
 
 TITLE = "Chest X-ray classifier"
-UPLOAD_MINUTES = 10  # time to compare models and classes
-MAX_FILE_SIZE = "64mb"  # 16-bit, uncompressed, 5600 x 5600
+NOTICE = "<b>Research only, not a medical device.</b> Base no decision about a patient on it."
+MAX_UPLOAD = "256mb"  # an archive
+METHODS = {
+    "grad_cam": "Grad-CAM",
+    "grad_cam_plus_plus": "Grad-CAM++",
+    "hires_cam": "HiResCAM",
+    "layer_cam": "Layer-CAM",
+    "score_cam": "Score-CAM (slow: up to a minute)",
+}
+ONE = {"concurrency_id": "one", "concurrency_limit": 1}
+MANY = {"concurrency_id": "many", "concurrency_limit": 1}
+PUBLIC = {"preprocess": False, "api_visibility": "public"}
+PRIVATE = {"preprocess": False, "api_visibility": "private"}
 
-THEME = gr.themes.Base(primary_hue="teal", neutral_hue="slate").set(
-    body_text_color_subdued="*neutral_500"  # legible on white, unlike the default
+THEME = gr.themes.Base(
+    primary_hue="teal",
+    neutral_hue="slate",
+    font=["-apple-system", "Segoe UI", "Roboto", "Arial", "sans-serif"],
+    font_mono=["ui-monospace", "Consolas", "monospace"],
+).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
+    button_primary_text_color="white",
+    link_text_color_dark="*primary_300",
 )
 
 
 def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
-    """Lay out the page and its API."""
+    """Lays out the page and its API."""
+    names, models = list(classifiers), list(classifiers.values())
+    classes = dict.fromkeys(name for each in models for name in each.classes)
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(60, UPLOAD_MINUTES * 60)
     ) as page:
-        gr.Markdown(f"# {TITLE}\nClass probabilities, and where the model looked.")
-        gr.Markdown(
-            "**Research only, not a medical device.** Base no decision about a patient on it.",
-            elem_id="notice",
-        )
-        with gr.Row():
-            with gr.Column(scale=1, min_width=300):
-                image = gr.File(label="Chest X-ray (PNG or JPEG)", type="binary", height=170)
-                model = gr.Dropdown(list(classifiers), label="Model", filterable=False)
-                classes = [name for each in classifiers.values() for name in each.classes]
-                target = gr.Dropdown(
-                    list(dict.fromkeys([PREDICTED, *classes])),
-                    label="Heatmap for",
-                    filterable=False,
-                )
-                problem = gr.Markdown(visible=False, elem_id="problem")
-                table = probability_table(elem_id="probabilities")
-            with gr.Column(scale=3, min_width=300):
-                with gr.Row():
-                    original = _picture("Original", "The X-ray", elem_id="original")
-                    heatmap = _picture("Heatmap", "The X-ray under its heatmap", elem_id="heatmap")
-                scale = colour_bar(elem_id="colour-bar")
-        gr.Markdown(
-            "**Your upload** is read on this server by the model you choose and goes nowhere else; "
-            f"it is deleted after {UPLOAD_MINUTES} minutes.",
-            elem_id="privacy",
-        )
-        probabilities = gr.JSON(label="Probabilities", visible=False)
+        widgets.html("title", f"<h1>{TITLE}</h1><p id='notice'>{NOTICE}</p>")
+        with gr.Tabs():
+            with gr.Tab("One X-ray"), gr.Row():
+                with gr.Column(scale=1, min_width=280):
+                    label = "Chest X-ray: PNG, JPEG, DICOM"
+                    image = gr.File(label=label, type="binary", height=150, elem_id="image")
+                    widgets.examples("examples")
+                with gr.Column(scale=3, min_width=280):
+                    results = widgets.live("results", "What the models say appears here.")
+                    with gr.Row(elem_id="choices"):
+                        target = _choice([PREDICTED, *classes], "Heatmap for")
+                        methods = [(label, name) for name, label in METHODS.items()]
+                        method = _choice(methods, "Method")
+                    viewer = widgets.viewer("viewer")
+            with gr.Tab("Many"), gr.Row():
+                with gr.Column(scale=1, min_width=280):
+                    label = "Chest X-rays, or a zip archive of them"
+                    files = gr.File(label=label, file_count="multiple", height=170, elem_id="files")
+                    widgets.html("limits", f"<p>{LIMITS}</p>")
+                    model = _choice(names, "Model")
+                    run = gr.Button("Read all files", variant="primary")
+                    download = gr.DownloadButton("Download table (CSV)", interactive=False)
+                with gr.Column(scale=3, min_width=280):
+                    progress = widgets.live("progress", "The table appears here.")
+                    table = widgets.html("table")
+                    sheet = widgets.html("contact-sheet")
+            with gr.Tab("Report"):
+                reported = _choice(names, "Model's own card")
+                report = widgets.live("report")
+        widgets.html("footer", widgets.footer(models, UPLOAD_MINUTES))
+        answer = gr.JSON(label="Answer", visible=False)
+        overlay = gr.Image(label="X-ray under its heatmap", visible=False)
+        answers = gr.JSON(label="Rows", visible=False)
+        csv_file = gr.File(label="The rows as CSV", visible=False)
 
-        def predict(image: bytes | None, model: str, target: str = PREDICTED):
-            """Classify a chest X-ray and show where the model looked.
+        def look(upload, target, method):
+            """What the models say, and the viewer's value."""
+            content = read_upload(upload)
+            image = models[0].processor.open(content)
+            answers, pictures = {}, {}
+            for each in models:
+                if target in (PREDICTED, *each.classes):
+                    wanted = None if target == PREDICTED else target
+                    answers[each] = pictures[each] = each.assess(image, wanted, method)
+                else:
+                    answers[each] = each.assess(image)
+                    pictures[each] = f"this model has no class {target}."
+            grey = FileData(path=save_grey(content, image.pixels, viewer)).model_dump()
+            html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
+            return widgets.results(answers, image.warnings), {"grey": grey, "html": html}
 
-            Returns the probabilities as {class name: probability}, and the X-ray at its own size
-            under the Grad-CAM heatmap of one class, whose colour and opacity are scaled by the
-            probability of that class. Research only, not a medical device.
-
-            Args:
-                image: The image file: PNG or JPEG, 8 or 16 bits a channel.
-                model: The model to ask.
-                target: The class that the heatmap explains; by default the most probable one.
-            """
-            if image is None:
-                raise gr.Error("There is no image; give a PNG or JPEG file.", print_exception=False)
+        def show(upload: dict | None, target: str, method: str):
+            """Fills the page for an image."""
             try:
-                result = classifiers[model].explain(image, target)
-            except ValueError as error:
-                raise gr.Error(str(error), print_exception=False) from error
-            return result.probabilities, _save_png(result.overlay, heatmap)
+                return (None, None) if upload is None else look(upload, target, method)
+            except (ValueError, ImportError) as error:
+                return widgets.problem(sentence(error)), None
 
-        def show(upload: dict | None, model: str, target: str):
-            """Fill the page, so that nothing of one image or model stays beside another's."""
-            choices = [PREDICTED, *classifiers[model].classes]
-            if target in choices:
-                choice = gr.Dropdown(choices)
-            else:
-                target = PREDICTED
-                choice = gr.Dropdown(choices, value=target)
+        def show_heat(upload: dict | None, target: str, method: str):
+            """Draws the heat anew; what the models say stays, unless the image is gone."""
+            said, picture = show(upload, target, method)
+            return gr.skip() if picture else said, picture
 
-            def nothing(reason: str | None = None):
-                return choice, gr.Markdown(reason, visible=bool(reason)), None, None, None, None
-
-            if upload is None:
-                return nothing()
+        def show_batch(files: list | None, model: str):
+            """Fills the tab of many X-rays, and says how far it is."""
+            classifier, rows = classifiers[model], []
             try:
-                result = classifiers[model].explain(Path(upload["path"]).read_bytes(), target)
-            except FileNotFoundError:
-                return nothing(f"The upload was deleted after {UPLOAD_MINUTES} minutes; repeat it.")
+                entries = read_uploads(names_and_paths(files))
+                for row in assess_entries(classifier, entries, thumbnails=True):
+                    rows.append(row)
+                    yield f"<p>{len(rows)} read ...</p>", None, None, gr.skip()
+                if not rows:
+                    raise ValueError("There is no image in these files.")
+                path = save_csv(rows, download)
             except ValueError as error:
-                return nothing(str(error))
-            return (
-                choice,
-                gr.Markdown(visible=False),
-                result.probabilities,
-                _save_png(result.grey, original),
-                _save_png(result.overlay, heatmap),
-                {"class": result.shown, "probability": result.probabilities[result.shown]},
+                yield widgets.problem(sentence(error)), None, None, gr.skip()
+                return
+            yield (
+                widgets.summary(rows),
+                widgets.table(rows, classifier.classes),
+                widgets.contact_sheet(rows, classifier.classes),
+                gr.DownloadButton(value=path, interactive=True),
             )
 
-        inputs = [image, model, target]
-        # One at a time: a forward pass already uses every core, and a heatmap may hook the model.
-        one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1}
-        gr.on(
-            # A dropdown sends `input` twice, and no `select` when the keyboard chooses.
-            [image.change, model.change, target.change],
-            show,
-            inputs,
-            [target, problem, table, original, heatmap, scale],
-            show_progress_on=[table, heatmap],
-            preprocess=False,  # the path as Gradio checked it: by now its file may be gone
-            trigger_mode="always_last",
-            api_visibility="private",
-            **one_at_a_time,
+        def forget_batch():
+            return None, None, None, gr.DownloadButton(value=None, interactive=False)
+
+        def show_report(model: str):
+            return widgets.report(classifiers[model])
+
+        one = [image, target, method]
+        many = [progress, table, sheet, download]
+        last = {**PRIVATE, **ONE, "trigger_mode": "always_last"}
+        # At once, in the browser: what is said of one image never stays beside another's name.
+        image.change(
+            None, None, [results, viewer], js="() => [null, null]", api_visibility="private"
         )
-        gr.on([], predict, inputs, [probabilities, heatmap], api_name="predict", **one_at_a_time)
+        image.change(show, one, [results, viewer], show_progress_on=results, **last)
+        gr.on([target.change, method.change], show_heat, one, [results, viewer],
+              show_progress_on=viewer, **last)  # fmt: skip
+        gr.on([files.change, model.change], forget_batch, None, many, queue=False, **PRIVATE)
+        run.click(show_batch, [files, model], many, show_progress="hidden", **PRIVATE, **MANY)
+        gr.on([page.load, reported.change], show_report, reported, report, **PRIVATE)
+
+        predict, heatmap, predict_batch = endpoints(classifiers, overlay, csv_file)
+        gr.on([], predict, [image, model], answer, api_name="predict", **PUBLIC, **ONE)
+        gr.on([], heatmap, [image, model, target, method], [overlay, answer], api_name="heatmap",
+              **PUBLIC, **ONE)  # fmt: skip
+        gr.on([], predict_batch, [files, model], [answers, csv_file], api_name="predict_batch",
+              **PUBLIC, **MANY)  # fmt: skip
     return page.queue(max_size=32)
 
 
-def _picture(label: str, alt_text: str, elem_id: str) -> gr.Image:
-    return gr.Image(
-        label=label,
-        alt_text=alt_text,
-        elem_id=elem_id,
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        min_width=280,
-    )
-
-
-def _save_png(pixels: np.ndarray, picture: gr.Image) -> str:
-    """Write pixels where Gradio deletes a component's files, and return the path."""
-    folder = picture.GRADIO_CACHE
-    os.makedirs(folder, exist_ok=True)
-    name = {"prefix": f"{picture.elem_id}-", "suffix": ".png"}
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False, **name) as file:
-        # Gradio's own PNG takes four times as long to write and is a tenth smaller.
-        Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.name
+def _choice(choices, label):
+    return gr.Dropdown(choices, label=label, filterable=False, min_width=240)
 
 
 def main() -> None:
-    """Serve the models that MODEL_ID names until interrupted."""
+    """Serves the models that MODEL_ID names until interrupted."""
     try:
-        classifiers = load_classifiers(os.environ.get("MODEL_ID", ""))
+        classifiers = load_classifiers(default_model_ids())
     except ValueError as error:
         sys.exit(str(error))
-    # A stopped container gets SIGTERM: leave as on Ctrl-C, so that Gradio deletes the uploads.
+    # A stopped container gets SIGTERM: leave as on Ctrl-C, so that the uploads are deleted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    build_page(classifiers).launch(
-        theme=THEME,
-        css_paths=Path(__file__).with_name("style.css"),
-        max_file_size=MAX_FILE_SIZE,
-        run_history=False,  # it would keep X-rays in the browser's storage
-        footer_links=["api", "settings"],
-    )
+    # One port: on a second one, Gradio's MCP server does not start.
+    port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
+    with own_temporary_folder():
+        page = build_page(classifiers)
+        try:
+            page.launch(
+                server_port=port,
+                theme=THEME,
+                css_paths=Path(__file__).with_name("style.css"),
+                max_file_size=MAX_UPLOAD,
+                mcp_server=True,
+                run_history=False,  # it would keep X-rays in the browser's storage
+                footer_links=["api"],
+            )
+        except OSError as error:
+            sys.exit(f"The server cannot start on port {port}: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

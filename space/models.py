@@ -1,26 +1,38 @@
-"""Loading the models that MODEL_ID names, and asking one of them about an image.
+"""The models that MODEL_ID names: loading, asking, versions and cards.
 
 A model answers through the code stored beside its weights, so this folder needs nothing else.
 """
 
+import hashlib
+import os
+import re
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from heatmap import overlay
+from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import cached_file
 
-PREDICTED = "predicted class"  # explain the class that the model finds most probable
+HERE = Path(__file__).resolve().parent
+SHIPPED = ("cxr-densenet121", "cxr-baseline")
+MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+FIGURE = re.compile(r"figures/[\w-]+\.png")
 
 
-class Explanation(NamedTuple):
-    """One image as one model sees it."""
+class Answer(NamedTuple):
+    """One image as one model sees it.
 
-    probabilities: dict[str, float]
-    shown: str  # the class that the heatmap explains
-    grey: np.ndarray  # uint8 (h, w), the image at its own size
-    overlay: np.ndarray  # uint8 (h, w, 3), the same under its heatmap
+    Attributes:
+        assessment: the model's `CxrAssessment`.
+        heat: float32 (h, w) in [0, 1] at the image's own size: the heatmap times the probability of
+            the class it explains; None without a heatmap.
+    """
+
+    assessment: NamedTuple
+    heat: np.ndarray | None
 
 
 class Classifier:
@@ -28,12 +40,15 @@ class Classifier:
 
     Args:
         model_id: a Hub id or a folder that `save_pretrained` wrote; its own code is run.
+        name: what to call it.
 
     Raises:
-        ValueError: there is no such model, it cannot be loaded, or it draws no heatmaps.
+        ValueError: there is no such model, it cannot be loaded, or it is of another kind.
     """
 
-    def __init__(self, model_id: str):
+    def __init__(self, model_id: str, name: str):
+        self.model_id, self.name = model_id, name
+        self.is_folder = Path(model_id).is_dir()
         try:
             self.model = AutoModelForImageClassification.from_pretrained(
                 model_id, trust_remote_code=True
@@ -41,52 +56,93 @@ class Classifier:
             self.processor = AutoImageProcessor.from_pretrained(model_id, trust_remote_code=True)
         except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
             problem = "is not a folder and cannot be loaded from the Hub"
-            if Path(model_id).is_dir():
+            if self.is_folder:
                 problem = "cannot be loaded"
             reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
             raise ValueError(f"MODEL_ID {model_id!r} {problem}: {reason}.") from error
-        if not (hasattr(self.model, "explain") and hasattr(self.processor, "restore")):
+        if not (hasattr(self.model, "assess") and hasattr(self.processor, "heat_layer")):
             raise ValueError(
-                f"MODEL_ID {model_id!r} is not one of this project's chest X-ray models: "
-                "it draws no heatmaps."
+                f"MODEL_ID {model_id!r} is not one of this project's chest X-ray models, or one "
+                "saved before they could assess an image; save it again."
             )
         self.model.eval()
-        id2label = self.model.config.id2label
-        self.classes = [id2label[index] for index in range(len(id2label))]
+        self.config = self.model.config
+        self.classes = [self.config.id2label[index] for index in range(self.config.num_labels)]
+        self.fingerprint = f"{name}@{self._digest()}"
+        # A forward pass uses every core, and a heatmap may hook the model: one at a time.
+        self._lock = threading.Lock()
+        self._warm_up()
 
-    def explain(self, image: bytes, target: str = PREDICTED) -> Explanation:
-        """Classify an image and draw the evidence for one class over it.
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for file in MODEL_FILES:
+            digest.update(Path(cached_file(self.model_id, file)).read_bytes())
+        return digest.hexdigest()[:12]
+
+    def _warm_up(self):
+        side = 2 * self.config.image_size
+        image = self.processor.open(np.tile(np.linspace(0, 1, side), (side, 1)))
+        self.model.assess([image], self.processor, method="grad_cam")
+
+    @property
+    def revision(self) -> str:
+        """The Hub's commit, or the hash of a folder's files: 12 hex digits."""
+        commit = None if self.is_folder else getattr(self.config, "_commit_hash", None)
+        return commit[:12] if commit else self.fingerprint.rpartition("@")[2]
+
+    @property
+    def hub_url(self) -> str | None:
+        """The card's page on the Hub."""
+        return None if self.is_folder else f"https://huggingface.co/{self.model_id}"
+
+    def assess(self, image, target: str | None = None, method: str | None = None) -> Answer:
+        """Asks about an image.
 
         Args:
-            image: an image file's own bytes, so that every pixel is the processor's to read.
-            target: a class name, or PREDICTED.
+            image: a `CxrImage`, as `processor.open` gives it.
+            target: class to explain; None for the most probable one.
+            method: of the heatmap, or None for none.
 
         Raises:
-            ValueError: the image cannot be read, or the model has no such class.
+            ValueError: no such class or method.
         """
-        if target not in (PREDICTED, *self.classes):
-            raise ValueError(
-                f"{target!r} is not a class of this model; choose {', '.join(self.classes)}."
-            )
-        pixels = self.processor.load(image)
-        pixel_values = self.processor.normalize(self.processor.resize(pixels)[None])
-        index = None if target == PREDICTED else self.classes.index(target)
-        logits, heatmaps = self.model.explain(pixel_values, index)
-        if index is None:
-            index = int(logits.argmax())
-        probabilities = self.model.probabilities(logits)[0].tolist()
-        heat = self.processor.restore(heatmaps[0], *pixels.shape) * probabilities[index]
-        grey = (pixels >> 8).astype(np.uint8)
-        return Explanation(
-            probabilities=dict(zip(self.classes, probabilities, strict=True)),
-            shown=self.classes[index],
-            grey=grey,
-            overlay=overlay(grey, heat),
+        with self._lock:
+            (assessment,) = self.model.assess([image], self.processor, target, method)
+        if assessment.heatmap is None:
+            return Answer(assessment, None)
+        heat = self.processor.restore(assessment.heatmap, *image.pixels.shape)
+        return Answer(assessment, heat * assessment.probabilities[assessment.explained])
+
+    def card(self) -> tuple[str, dict[str, bytes]]:
+        """The model's card without its front matter, and the figures it shows.
+
+        Returns:
+            Markdown, and {path in the card: a PNG's bytes}; nothing outside the model's figures/
+            is read. An empty card where the model has none.
+        """
+        path = self._file("README.md")
+        if path is None:
+            return "", {}
+        text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        names = set(re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text))
+        files = {name: self._file(name) for name in names if FIGURE.fullmatch(name)}
+        return text, {name: file.read_bytes() for name, file in files.items() if file}
+
+    def _file(self, name: str) -> Path | None:
+        if self.is_folder:
+            path = Path(self.model_id, name)
+            return path if path.is_file() else None
+        found = cached_file(
+            self.model_id,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
         )
+        return Path(found) if found else None
 
 
 def load_classifiers(model_ids: str) -> dict[str, Classifier]:
-    """Load the models named in a comma-separated list.
+    """Loads the models named in a comma-separated list.
 
     Returns:
         {name: classifier}; a folder goes by its last part, so that no server path is shown.
@@ -97,13 +153,22 @@ def load_classifiers(model_ids: str) -> dict[str, Classifier]:
     ids = [model_id.strip() for model_id in model_ids.split(",") if model_id.strip()]
     if not ids:
         raise ValueError(
-            "MODEL_ID is not set; give it a Hub id (org/cxr-densenet121) or a model folder, "
-            "or several separated by commas."
+            "MODEL_ID is not set and no model lies beside this folder; give it a Hub id "
+            "(org/cxr-densenet121) or a model folder, or several separated by commas."
         )
-    classifiers = {}
-    for model_id in ids:
-        name = Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
-        if name in classifiers:
+    names = [Path(one).resolve().name if Path(one).is_dir() else one for one in ids]
+    for name in names:
+        if names.count(name) > 1:
             raise ValueError(f"MODEL_ID has two models called {name!r}; rename one of them.")
-        classifiers[name] = Classifier(model_id)
-    return classifiers
+    return {name: Classifier(model_id, name) for model_id, name in zip(ids, names)}
+
+
+def default_model_ids() -> str:
+    """MODEL_ID, else the models shipped beside this folder, else those in README.md's head."""
+    if os.environ.get("MODEL_ID"):
+        return os.environ["MODEL_ID"]
+    shipped = [HERE.parent / "checkpoints" / name for name in SHIPPED]
+    found = [str(folder) for folder in shipped if (folder / "model.safetensors").is_file()]
+    if not found and (HERE / "README.md").is_file():
+        found = (metadata_load(HERE / "README.md") or {}).get("models", [])
+    return ",".join(found)

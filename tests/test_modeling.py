@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_a_fresh_process_without_this_checkout_loads_it_every_way(name, saved, f
 def test_a_saved_folder_holds_safetensors_code_and_no_pickle(saved):
     for folder in saved.values():
         names = {path.name for path in folder.iterdir()} - {"input.pt", "x.png"}
-        code = {path.name for path in (REPO / "modeling").glob("*_cxr.py")}
+        code = {path.name for path in (Path(__file__).parents[1] / "modeling").glob("*_cxr.py")}
         assert names == code | {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 

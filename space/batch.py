@@ -1,0 +1,233 @@
+"""Many X-rays at once: files and zip archives in, a table and a contact sheet out.
+
+An archive is read in memory, a member at a time; nothing is unpacked onto the disk.
+"""
+
+import csv
+import io
+import re
+import struct
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+MEGABYTE = 2**20
+MAX_FILES = 200
+MAX_FILE_BYTES = 64 * MEGABYTE  # 16-bit, uncompressed, 5600 x 5600
+MAX_TOTAL_BYTES = 1024 * MEGABYTE
+MAX_RATIO = 200  # of a member's size to its compressed size; above it lies nothing but bombs
+MAX_DIRECTORY_BYTES = MEGABYTE  # an archive's table of contents, a hundred bytes a member
+MAX_SECONDS = 300
+THUMBNAIL = 176  # longest side, pixels
+LIMITS = (
+    f"At most {MAX_FILES} files of {MAX_FILE_BYTES // MEGABYTE} MB, "
+    f"{MAX_TOTAL_BYTES // MEGABYTE} MB in all, and {MAX_SECONDS // 60} minutes."
+)
+
+TOO_LARGE = f"The file is larger than {MAX_FILE_BYTES // MEGABYTE} MB."
+
+_ARCHIVE = b"PK\x03\x04"
+_EMPTY_ARCHIVE = b"PK\x05\x06"
+
+
+class Entry(NamedTuple):
+    """A file to assess: its name, and its bytes or what is wrong with it."""
+
+    name: str
+    content: bytes | None
+    error: str | None = None
+
+
+class Row(NamedTuple):
+    """A file's answer.
+
+    Attributes:
+        cells: the row of `predict.py`'s table; None where there is no number.
+        thumbnail: a JPEG's bytes, the X-ray under its heatmap; None if it could not be read.
+    """
+
+    cells: dict
+    thumbnail: bytes | None
+
+
+def read_uploads(uploads: list[tuple[str, str]]) -> Iterator[Entry]:
+    """The files among uploads and in the archives among them.
+
+    Args:
+        uploads: (name, path) of each.
+    """
+    count, total = 0, 0
+    for entry in _all_entries(uploads):
+        count += 1
+        total += len(entry.content or b"")
+        limit = f"{MAX_FILES} files" if count > MAX_FILES else None
+        limit = f"{MAX_TOTAL_BYTES // MEGABYTE} MB" if total > MAX_TOTAL_BYTES else limit
+        if limit:
+            yield Entry("(more)", None, f"There are more than {limit}; send the rest apart.")
+            return
+        yield entry
+
+
+def _all_entries(uploads):
+    for name, path in uploads:
+        try:
+            with open(path, "rb") as file:
+                start = file.read(4)
+                if start in (_ARCHIVE, _EMPTY_ARCHIVE):
+                    yield from _members(file, harmless(name))
+                else:
+                    yield _file(harmless(name), start + file.read(MAX_FILE_BYTES))
+        except FileNotFoundError:
+            yield Entry(harmless(name), None, "The upload was deleted; repeat it.")
+
+
+def _file(name, content):
+    if len(content) > MAX_FILE_BYTES:
+        return Entry(name, None, TOO_LARGE)
+    return Entry(name, content)
+
+
+def _members(file, archive):
+    size = _directory_size(file)
+    if size is None:
+        yield Entry(archive, None, "The archive is damaged.")
+        return
+    if size > MAX_DIRECTORY_BYTES:
+        yield Entry(archive, None, f"The archive has far more than {MAX_FILES} members.")
+        return
+    try:
+        with zipfile.ZipFile(file) as opened:
+            for info in opened.infolist():
+                if not info.is_dir() and not _is_clutter(info.filename):
+                    yield _member(opened, info, harmless(f"{archive}/{info.filename}"))
+    except zipfile.BadZipFile:
+        yield Entry(archive, None, "The archive is damaged.")
+
+
+def _directory_size(file) -> int | None:
+    """Bytes of a zip's table of contents, by its last record (APPNOTE 4.3.16); `zipfile` would
+    build an object for each of a million members before any could be counted.
+    """
+    end = file.seek(0, io.SEEK_END)
+    file.seek(max(0, end - 65_557))
+    tail = file.read()
+    start = tail.rfind(_EMPTY_ARCHIVE)
+    if start < 0 or len(tail) < start + 22:
+        return None
+    return struct.unpack_from("<I", tail, start + 12)[0]
+
+
+def _is_clutter(name):
+    parts = name.replace("\\", "/").split("/")
+    return parts[0] == "__MACOSX" or parts[-1].startswith(".")
+
+
+def _member(archive, info, name) -> Entry:
+    if info.flag_bits & 1:
+        return Entry(name, None, "It is encrypted; take the password off.")
+    if info.file_size > MAX_FILE_BYTES:
+        return Entry(name, None, TOO_LARGE)
+    if info.file_size > MAX_RATIO * max(info.compress_size, 1024):
+        return Entry(name, None, f"It is compressed more than {MAX_RATIO}-fold, like a zip bomb.")
+    try:
+        with archive.open(info) as member:
+            content = member.read(info.file_size + 1)  # the size that it states may be a lie
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
+        return Entry(name, None, "It is damaged, or compressed in a way that cannot be read.")
+    if content.startswith(_ARCHIVE):
+        return Entry(name, None, "An archive inside an archive is not opened.")
+    return Entry(name, content)
+
+
+def harmless(name: str) -> str:
+    """A file's name for display: a relative path without `..`, control characters or a formula."""
+    parts = re.sub(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", name)
+    parts = [part for part in re.split(r"[\\/]", parts) if part not in ("", ".", "..")]
+    cleaned = "/".join(parts)[-200:] or "(no name)"
+    return f"'{cleaned}" if cleaned[0] in "=+-@" else cleaned  # a spreadsheet would run it
+
+
+def assess_entries(classifier, entries: Iterator[Entry], thumbnails: bool = False) -> Iterator[Row]:
+    """A row a file, as they are done; after MAX_SECONDS the rest is left out, which a row says."""
+    deadline = time.monotonic() + MAX_SECONDS
+    for entry in entries:
+        if time.monotonic() > deadline:
+            reason = f"{MAX_SECONDS // 60} minutes are over; send this and what follows again."
+            yield Row(to_cells(classifier, entry.name, error=reason), None)
+            return
+        yield _assess(classifier, entry, thumbnails)
+
+
+def _assess(classifier, entry, thumbnails):
+    if entry.error:
+        return Row(to_cells(classifier, entry.name, error=entry.error), None)
+    try:
+        image = classifier.processor.open(entry.content)
+    except ValueError as error:
+        return Row(to_cells(classifier, entry.name, error=_own_words(error)), None)
+    answer = classifier.assess(image, method="grad_cam" if thumbnails else None)
+    thumbnail = _thumbnail(classifier, image, answer.heat) if thumbnails else None
+    return Row(to_cells(classifier, entry.name, answer.assessment), thumbnail)
+
+
+def _own_words(error):
+    return " ".join(str(error).removeprefix("the image: ").split())
+
+
+def to_cells(classifier, name: str, assessment=None, error: str | None = None) -> dict:
+    """The row that `predict.py` writes for a file, of an assessment or of an error."""
+    status = "error" if error else "refused" if assessment.refusal else "ok"
+    if status == "ok" and assessment.uncertain:
+        status = "uncertain"
+    cells = {
+        "file": name,
+        "status": status,
+        "decision": "; ".join(assessment.decided) if assessment else "",
+        "uncertain": "; ".join(assessment.uncertain) if assessment else "",
+    }
+    for column, attribute in (("probability", "probabilities"), ("logit", "logits")):
+        values = getattr(assessment, attribute, {})
+        cells |= {f"{column}_{name}": number(values.get(name)) for name in classifier.classes}
+    return cells | {
+        "outlier_score": number(getattr(assessment, "outlier_score", None)),
+        "warnings": " ".join(assessment.warnings) if assessment else "",
+        "reason": error or (assessment.refusal if assessment else None) or "",
+        "model": classifier.fingerprint,
+    }
+
+
+def number(value: float | None) -> float | None:
+    """In the fewest digits that give the same float32."""
+    return None if value is None else float(str(np.float32(value)))
+
+
+def to_csv(rows: list[Row]) -> str:
+    """The table, as RFC 4180 has it."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(rows[0].cells)
+    writer.writerows(row.cells.values() for row in rows)
+    return text.getvalue()
+
+
+def _thumbnail(classifier, image, heat) -> bytes:
+    size = fit(image.pixels.shape, THUMBNAIL)
+    grey = Image.fromarray((image.pixels >> 8).astype(np.uint8)).resize(size)
+    if heat is not None:
+        small = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR))
+        pixels = np.asarray(grey).astype(np.uint16) * 257
+        grey = Image.fromarray(classifier.processor.overlay(pixels, small.clip(0, 1)))
+    file = io.BytesIO()
+    grey.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def fit(shape: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Width and height of an image (h, w) made to fit into a square; never enlarged."""
+    scale = min(1, longest / max(shape))
+    return max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale))
