@@ -30,6 +30,7 @@ from prediction.files import check_paths, find_files
 from prediction.table import STATUSES, Prediction, reopen, to_row, to_text
 
 logger = logging.getLogger("predict")
+MAX_THREADS = 8  # each may hold an X-ray of 64 million pixels
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 EPILOG = """
 A folder is searched with its subfolders; every file in it is tried, whatever its suffix, but hidden
@@ -57,8 +58,9 @@ def predict(
 ) -> Iterator[Prediction]:
     """Answers for files and for all in folders, one by one as batches finish.
 
-    A thread a core reads ahead, two batches at most, and keeps images at the network's size alone:
-    memory does not grow with the number of files, but for the names in one folder.
+    A thread a core, eight at most, reads ahead, two batches at most, and keeps images at the
+    network's size alone: memory does not grow with the number of files, but for the names in one
+    folder.
 
     Args:
         paths: files and folders, none inside another.
@@ -97,7 +99,7 @@ def predict(
         os.makedirs(heatmaps, exist_ok=True)
         leave_out = [*leave_out, heatmaps]
     found = find_files(paths, leave_out)
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count()))
     try:
         ahead = deque()
         while files := list(islice(found, batch_size)):
@@ -139,7 +141,7 @@ def _draw(prediction, processor, folder):
         # The default level 6 takes six times as long for files a seventh smaller.
         Image.fromarray(processor.overlay(pixels, heat)).save(path, compress_level=1)
     except Exception as error:
-        return Prediction(file, error=f"no heatmap: {_reason(error, file)}")
+        return prediction._replace(error=f"no heatmap: {_reason(error, file)}")
     return prediction._replace(heatmap=path)
 
 
@@ -219,7 +221,7 @@ def main(argv: list[str]) -> int:
     # What is done, and what is left
     constants = {"model": model_version(args.model)}
     if args.heatmaps is not None:
-        constants["method"] = args.method
+        constants |= {"method": args.method, "target": args.target or "predicted class"}
     columns = list(to_row(Prediction(""), names, constants))
     done = {}
     if args.output.exists():

@@ -10,7 +10,6 @@ of one sentence, soon and without keeping memory. File N of a seed is always the
 
 import argparse
 import faulthandler
-import io
 import logging
 import os
 import random
@@ -25,26 +24,14 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import pydicom
-from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    DigitalXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    RLELossless,
-    generate_uid,
-)
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.fuzz_seeds import make_seeds  # noqa: E402
 from modeling import CxrImageProcessor  # noqa: E402
 
 SLOWEST = 2.0  # seconds of processor time for one file
+HANG = 60  # seconds until a file that is still read ends the run
 GROWTH = 200  # MB kept after the warm-up
 WARM_UP = 1000  # files, until every decoder has been loaded
 NUMBERS = (0, 1, 2, 31, 127, 255, 256, 8000, 32767, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
@@ -59,103 +46,6 @@ class Result:
     failures: list[tuple[int, str, str]] = field(default_factory=list)
     slowest: tuple[float, int, str] = (0.0, -1, "")
     growth: float = 0.0  # MB
-
-
-def make_seeds() -> dict[str, bytes]:
-    """Valid small files, {kind: content}."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[-1:1:40j, -1:1:48j]
-    grey = (200 - 150 * np.exp(-8 * (np.abs(x) - 0.5) ** 2) * (1 - y**2)).astype(np.uint8)
-    grey += rng.integers(0, 20, grey.shape, dtype=np.uint8)
-    image, deep = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 16)
-    colour, exif = image.convert("RGB"), Image.Exif()
-    exif[0x0112] = 6
-    several = {"save_all": True, "append_images": [image.point(lambda v: 255 - v)]}
-    text = {"icc_profile": bytes(200), "exif": exif}
-    files = {
-        "png": (image, "PNG", text),
-        "png deep": (deep, "PNG", {}),
-        "png palette": (image.convert("P"), "PNG", {"transparency": 3}),
-        "png alpha": (image.convert("RGBA"), "PNG", {}),
-        "png animated": (image, "PNG", several),
-        "jpeg": (image, "JPEG", text),
-        "jpeg progressive": (colour, "JPEG", {"progressive": True, "exif": exif}),
-        "jpeg cmyk": (image.convert("CMYK"), "JPEG", {}),
-        "tiff": (deep, "TIFF", {}),
-        "tiff pages": (image, "TIFF", several),
-        "tiff lzw": (colour, "TIFF", {"compression": "tiff_lzw"}),
-        "tiff deflate": (image, "TIFF", {"compression": "tiff_adobe_deflate"}),
-        "tiff jpeg": (colour, "TIFF", {"compression": "jpeg"}),
-        "webp": (colour, "WEBP", {}),
-        "webp lossless": (image.convert("RGBA"), "WEBP", {"lossless": True, "exif": exif}),
-        "webp animated": (image, "WEBP", several),
-        "gif": (image, "GIF", several),
-        "bmp": (image, "BMP", {}),
-        "jpeg2000": (image, "JPEG2000", {}),
-        "pnm": (colour, "PPM", {}),
-    }
-    return {kind: _encode(*file) for kind, file in files.items()} | _dicom_seeds(grey)
-
-
-def _encode(image, form, options):
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
-def _dicom_seeds(grey):
-    image = Image.fromarray(grey)
-    deep = (grey.astype("<u2") * 16).tobytes()
-    planes = np.stack([grey] * 3).tobytes()
-    rows = b"".join(bytes([len(row) - 1]) + row.tobytes() for row in grey)
-    rle = struct.pack("<16I", 1, 64, *[0] * 14) + rows
-    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 1}
-    window = {"WindowCenter": [2000, 1000], "WindowWidth": [4000, 300]}
-    negative = {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": 2, **window}
-    jpeg = encapsulate([_encode(image, "JPEG", {})])
-    jpeg2000 = encapsulate([_encode(image, "JPEG2000", {"no_jp2": True})])
-    files = {
-        "dicom": (ExplicitVRLittleEndian, deep, 16, window),
-        "dicom implicit": (ImplicitVRLittleEndian, deep, 16, negative),
-        "dicom deflated": (DeflatedExplicitVRLittleEndian, deep, 16, negative),
-        "dicom colour": (ExplicitVRLittleEndian, planes, 8, colour),
-        "dicom frames": (ExplicitVRLittleEndian, deep * 2, 16, {"NumberOfFrames": 2}),
-        "dicom rle": (RLELossless, encapsulate([rle]), 8, {}),
-        "dicom jpeg": (JPEGBaseline8Bit, jpeg, 8, {}),
-        "dicom jpeg2000": (JPEG2000Lossless, jpeg2000, 8, {}),
-    }
-    return {kind: _dicom(grey.shape, *file) for kind, file in files.items()}
-
-
-def _dicom(shape, syntax, pixels, bits, more):
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = syntax
-    data.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    data.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["fuzz"])
-    fields = {
-        "Modality": "DX",
-        "BodyPartExamined": "CHEST",
-        "ViewPosition": "PA",
-        "PatientAge": "004Y",
-        "Rows": shape[0],
-        "Columns": shape[1],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": bits,
-        "BitsStored": 12 if bits == 16 else 8,
-        "HighBit": 11 if bits == 16 else 7,
-        "PixelRepresentation": 0,
-        "PixelData": pixels,
-    }
-    for name, value in {**fields, **more}.items():
-        setattr(data, name, value)
-    data["PixelData"].VR = "OB" if syntax.is_compressed or bits == 8 else "OW"
-    if syntax.is_encapsulated:
-        data["PixelData"].is_undefined_length = True
-    file = io.BytesIO()
-    pydicom.dcmwrite(file, data, enforce_file_format=True)
-    return file.getvalue()
 
 
 def make_file(seeds: dict[str, bytes], seed: int, number: int) -> tuple[str, bytes]:
@@ -339,6 +229,7 @@ def fuzz(count: int, seed: int, first: int = 0, terminal: TextIO | None = None) 
         kind, content = make_file(seeds, seed, number)
         started = time.process_time()
         try:
+            faulthandler.dump_traceback_later(HANG, exit=True, file=terminal or sys.__stderr__)
             pixels = processor.open(content).pixels
             result.read[kind] += 1
             if pixels.dtype != np.uint16 or pixels.ndim != 2:
@@ -355,6 +246,7 @@ def fuzz(count: int, seed: int, first: int = 0, terminal: TextIO | None = None) 
             result.failures.append((number, kind, f"took {seconds:.1f} s"))
         if number - first == WARM_UP:
             before = _memory()
+    faulthandler.cancel_dump_traceback_later()
     result.growth = _memory() - before
     return result
 

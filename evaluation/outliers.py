@@ -11,6 +11,7 @@ from evaluation.metrics import format_metric
 from evaluation.table import markdown_table, read_json
 
 NUM_RESAMPLES = 1000
+TEST_SPLIT = "kermany test"
 INTRODUCTION = """\
 A small network beside each classifier (`modeling/outlier_cxr.py`) flags what is no chest X-ray, \
 and the model then gives no probability. It was taught with the training images and with images \
@@ -29,7 +30,7 @@ def outliers_section(folder: Path) -> str:
 
 
 def flagged_table(folder: str | Path) -> str:
-    """Markdown: a row a set of images, all X-rays and all other images; a column a model.
+    """Markdown: a row a set of images and a group of sets; a column a model.
 
     Args:
         folder: with thresholds.json, {model: score above which it flags an image}, and scores.csv,
@@ -79,7 +80,12 @@ def _is_flagged(score: str, threshold: float) -> bool:
         return True
 
 
-def _titles(row: dict) -> tuple[str, str]:
-    """The two rows of the table that an image counts in."""
-    kind = "X-rays" if row["xray"] == "1" else "Other images"
-    return f"**{kind}, all**", f"{kind}: {row['set']}"
+def _titles(row: dict) -> tuple[str, str, str]:
+    """The rows of the table that an image counts in."""
+    if row["xray"] == "1":
+        group = "test split" if row["set"] == TEST_SPLIT else "other hospitals"
+        kind = "X-rays"
+    else:
+        group = "unseen" if row["set"].startswith("unseen") else "seen"
+        kind = "Other images"
+    return f"**{kind}, all**", f"**{kind}, {group}**", f"{kind}: {row['set']}"

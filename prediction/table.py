@@ -33,7 +33,8 @@ def to_row(prediction: Prediction, class_names: list[str], constants: dict[str, 
     """A row of the table: text, numbers in the fewest digits that give the same float32, or None.
 
     Args:
-        constants: `model`, and with heatmaps `method`: the columns that are the same in each row.
+        constants: `model`, and with heatmaps `method` and `target`: the columns that are the same
+            in each row.
     """
     answer = prediction.assessment or CxrAssessment()
     status = "error" if prediction.error else "refused" if answer.refusal else "ok"
@@ -72,7 +73,7 @@ def reopen(path: Path, columns: list[str], constants: dict[str, str], form: str)
     All paths are held in memory, some 20 MB for 100,000 files.
 
     Raises:
-        ValueError: it is no table of this format, model and method.
+        ValueError: it is no table of this format and of these constants.
     """
     start = to_text(dict(zip(columns, columns)), form) if form == "csv" else '{"file": "'
     statuses, read, whole, ended = {}, 0, 0, False

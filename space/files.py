@@ -127,13 +127,13 @@ def own_temporary_folder() -> Iterator[None]:
 
 
 def _sweep(folder):
-    """Deletes what Gradio does not: what interrupted uploads and requests left."""
+    """Deletes what Gradio does not: what interrupted uploads and requests left, empty folders."""
     while True:
         time.sleep(60)
         oldest = time.time() - 60 * (UPLOAD_MINUTES + 2)
-        for path in Path(folder).rglob("*"):
+        for path in sorted(Path(folder).rglob("*"), reverse=True):  # files before their folder
             try:
-                if path.is_file() and path.stat().st_mtime < oldest:
-                    path.unlink()
-            except FileNotFoundError:
-                continue  # deleted at the same moment
+                if path.stat().st_mtime < oldest:
+                    path.rmdir() if path.is_dir() else path.unlink()
+            except OSError:
+                continue  # deleted at the same moment, or a folder in use

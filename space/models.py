@@ -15,6 +15,7 @@ from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("cxr-densenet121", "cxr-baseline")
@@ -87,8 +88,9 @@ class Classifier:
     @property
     def revision(self) -> str:
         """The Hub's commit, or the hash of a folder's files: 12 hex digits."""
-        commit = None if self.is_folder else getattr(self.config, "_commit_hash", None)
-        return commit[:12] if commit else self.fingerprint.rpartition("@")[2]
+        if self.is_folder:
+            return self.fingerprint.rpartition("@")[2]
+        return extract_commit_hash(cached_file(self.model_id, "config.json"), None)[:12]
 
     @property
     def hub_url(self) -> str | None:

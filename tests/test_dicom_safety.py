@@ -81,7 +81,7 @@ def test_nothing_that_identifies_a_person_is_shown_or_logged(caplog, recwarn):
         files += [whole, longer, whole[:-99], whole.replace(b"DX", b"CT")]
     for keyword in ("Modality", "BodyPartExamined", "PhotometricInterpretation", "PatientAge"):
         ds = data_set(EIGHT)
-        ds.add_new(keyword, "LO", "SECRET^ONE")
+        ds.add_new(keyword, "LO", "JANE SECRET")
         files.append(written(ds))
     caplog.clear()  # of what pydicom said in writing them
     recwarn.clear()

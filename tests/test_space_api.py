@@ -83,7 +83,8 @@ def test_predict_equals_the_python_api(client, models, images, name, file):
     assert answer["uncertain"] == "; ".join(expected.uncertain)
     assert answer["status"] == ("uncertain" if expected.uncertain else "ok")
     assert answer["warnings"] == list(expected.warnings)
-    assert answer["outlier_score"] is None and answer["reason"] is None
+    assert answer["outlier_score"] == pytest.approx(expected.outlier_score, abs=1e-4)
+    assert answer["reason"] is None
     assert answer["model"] == model_version(models[name].folder)
     assert answer["model"] == f"{name}@{answer['revision']}"
 

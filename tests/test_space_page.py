@@ -32,6 +32,8 @@ license: apache-2.0
 | ------ | ---: |
 | AUROC  | 0.62 |
 
+    a line of code that is far too long for the screen of a phone and has to be scrolled to be read
+
 ![ROC curve](figures/roc.png) ![Secret](../../secret.png) ![Elsewhere](https://example.org/x.png)
 
 <img src=x onerror=document.title=1> [odd](javascript:document.title=1)
@@ -287,7 +289,7 @@ def test_the_report_is_the_models_card(page, models, tmp_path):
     page.screenshot(tmp_path / "report.png")
     assert "license" not in page.text("#report")
     assert page.all("#report h2")[0].text == "tiny-baseline"
-    assert page.text("#report code") in page.text("#footer")
+    assert page.text("#report p code") in page.text("#footer")
     figure = page.all("#report img[alt='ROC curve']")[0]
     assert page.script("return arguments[0].naturalWidth", figure) == 40
     for name in ("Secret", "Elsewhere"):

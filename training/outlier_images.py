@@ -8,6 +8,7 @@ cut, shuffled or covered. Nothing here comes from a real image other than a trai
 from collections.abc import Callable
 
 import numpy as np
+from accelerate.utils import tqdm
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 
@@ -28,7 +29,7 @@ def draw_outliers(xrays: np.ndarray, count: int, seed: int) -> np.ndarray:
     """
     rng = np.random.default_rng(seed)
     outliers = np.empty((count, SIDE, SIDE), np.uint16)
-    for row in range(count):
+    for row in tqdm(range(count), desc="drawn outliers", unit="image", leave=False):
         if rng.random() < 1 / 8:
             image = _spoil(xrays[rng.integers(len(xrays))], rng)
         else:

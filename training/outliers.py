@@ -23,6 +23,7 @@ from training.augmentation import augment
 from training.data import decode_splits
 from training.outlier_images import draw_outliers
 
+MAX_OUTLIERS = 10_000
 EPOCHS = 10  # over the training images, and as many drawn outliers
 BATCH_SIZE = 64  # of X-rays, and as many outliers
 LEARNING_RATE = 4e-3
@@ -47,7 +48,8 @@ def fit_outlier_detector(
         images stay below when they are altered like half of the training images.
     """
     torch.manual_seed(seed)
-    outliers = torch.from_numpy(draw_outliers(train, len(train), seed))
+    count = min(len(train), MAX_OUTLIERS)
+    outliers = torch.from_numpy(draw_outliers(train, count, seed))
     detector = OutlierDetector()
     optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=0.05)
     steps = EPOCHS * math.ceil(len(train) / BATCH_SIZE)
