@@ -23,7 +23,17 @@ LATERAL = re.compile(r"\blateral\b", re.IGNORECASE)
 LATERAL_CODES = "399067008 399173006 399198007 R-102CD R-10236 R-10232".split()
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 GREYS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-PRINTABLE = re.compile(r"[A-Za-z0-9 _./+-]{1,64}")
+# What messages quote of a header: terms of PS3.3 C.7.3.1.1.1 and C.7.6.3.1.2 and of PS3.16 annex L.
+# Anything else may be a name.
+TERMS = frozenset(
+    """CT MR US NM PT XA RF MG IO PX ES GM OP OPT SM SR DOC IVUS BMD XC ECG SEG PR KO RTIMAGE RTPLAN
+    RTDOSE RTSTRUCT ABDOMEN ABDOMENPELVIS ANKLE ARM BACK BLADDER BRAIN BREAST CALF CLAVICLE COCCYX
+    CSPINE DENTAL EAR ELBOW EXTREMITY EYE FACE FEMUR FINGER FOOT FOREARM HAND HEAD HEADNECK HEART
+    HIP HUMERUS JAW KIDNEY KNEE LEG LIVER LSPINE MANDIBLE MAXILLA NASALBONE NECK ORBIT PANCREAS
+    PATELLA PELVIS SACRUM SCAPULA SHOULDER SINUS SKULL SPINE SPLEEN STERNUM SSPINE THIGH
+    THORACICSPINE THUMB TIBIA TIBIAFIBULA TOE TSPINE UNKNOWN UTERUS WHOLEBODY WRIST ARGB CMYK HSV
+    YBR_PARTIAL_420 YBR_PARTIAL_422""".split()
+)
 # Without a preamble: the file meta group, or an element of group 8 and soon SOPClassUID, in either
 # byte order, with a value that is one of DICOM's own images.
 BARE_STARTS = tuple(
@@ -57,7 +67,7 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
     The body part, by BodyPartExamined or else AnatomicRegionSequence, has to be a chest if given.
 
     Of the header only what this needs is read, and messages quote none of it but the tag at fault,
-    if its value looks like the code it should be.
+    if its value is one that DICOM defines.
 
     Args:
         content: the file's bytes.
@@ -85,8 +95,7 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
 
 
 def _quote(value):
-    """A tag's value for a message, unless it holds what a code of DICOM never does."""
-    return repr(value) if PRINTABLE.fullmatch(value) else "not a code of DICOM"
+    return repr(value) if value.upper() in TERMS else "not one that DICOM defines"
 
 
 def _scope_warnings(header):

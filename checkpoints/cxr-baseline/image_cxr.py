@@ -18,11 +18,13 @@ class CxrImage(NamedTuple):
         pixels: uint16 (h, w), full scale 0..65535, bright where the body stops the rays.
         warnings: what was noticed or corrected on the way, a sentence each.
         age: of the person, years, where the file says so.
+        drawn: whether large areas are of exactly one grey, as in drawings and on screens.
     """
 
     pixels: np.ndarray
     warnings: tuple[str, ...] = ()
     age: float | None = None
+    drawn: bool = False
 
 
 def check_shape(size: tuple[int, int], name: str) -> None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .outlier_cxr import is_drawn
-
 UNLIKE = "This does not look like a chest X-ray that the model knows, so it gives no probability."
 DRAWN = "Large areas are of exactly one grey, as in drawings and on screens, but not in X-rays."
 
@@ -93,7 +91,7 @@ def _refusal(image, score, threshold):
         return None
     if score > threshold:
         return UNLIKE
-    return DRAWN if is_drawn(image.pixels) else None
+    return DRAWN if image.drawn else None
 
 
 def _name_decisions(decision, names):

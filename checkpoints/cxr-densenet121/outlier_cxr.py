@@ -4,30 +4,12 @@ Hendrycks, Mazeika and Dietterich 2019: a detector that has seen training images
 unrelated ones tells images of neither kind apart. Here the unrelated images are drawn by a program.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-FLAT = 0.5  # of the pixels; the most of 6,349 X-rays was 0.33
-BLACK = 2570  # of 65535: the air and shutters of an X-ray may be flat
-SAMPLES = 1000  # rows looked at
-
 SIZE = 64
 WIDTHS = (16, 32, 64, 64)
-
-
-def is_drawn(pixels: np.ndarray) -> bool:
-    """Whether large areas are of exactly one grey, as in drawings and on screens; noise and
-    shading leave no X-ray so.
-
-    Args:
-        pixels: uint16 (h, w), at the file's own size: resizing makes new greys.
-    """
-    step = -(-len(pixels) // SAMPLES)
-    above, here = pixels[:-1:step], pixels[1::step]
-    flat = (here[:, 1:] == here[:, :-1]) & (here[:, 1:] == above[:, 1:]) & (here[:, 1:] > BLACK)
-    return bool(flat.mean() > FLAT)
 
 
 def shrink(images: torch.Tensor) -> torch.Tensor:
