@@ -24,7 +24,7 @@ from pydicom.uid import (
 PYDICOM_FILES = {
     "dicom jpeg-ls": "MR_small_jpeg_ls_lossless.dcm",
     "dicom jpeg lossless": "SC_rgb_jpeg_gdcm.dcm",
-    "dicom jpeg 12 bit": "JPEG-lossy.dcm",
+    "dicom jpeg 12 bit": "JPGExtended.dcm",
 }
 
 
