@@ -104,6 +104,7 @@ def test_a_table_of_something_else_is_refused_and_left_alone(tmp_path, model_fol
         ([*base, "t.csv", "--format", "jsonl"], "no jsonl table of this model"),
         ([*base, "t.jsonl", "--format", "csv"], "no csv table of this model"),
         ([*base, "maps.csv", "--heatmaps", "maps", "--method", "layer_cam"], "method grad_cam"),
+        ([*base, "maps.csv", "--heatmaps", "maps", "--target", "NORMAL"], "target predicted class"),
         ([*base, "notes.csv"], "no csv table of this model"),
         ([*base, "damaged.csv"], "damaged.csv is damaged after row 1"),
         ([*base, "joined.csv"], "joined.csv: row 3 has other columns"),
