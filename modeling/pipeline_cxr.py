@@ -11,8 +11,10 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
     path, URL, PIL image or array reaches the one preprocessing path as it is.
 
     An answer is a list of `{"label", "score", "logit"}`, highest score first: the calibrated
-    probability in [0, 1] and the raw logit. `top_k` (5 by default) shortens it; `prevalence` moves
-    the scores to the share of class 1, or of each class, where the images come from.
+    probability in [0, 1] and the raw logit. A model with an outlier detector adds `outlier`: True
+    where the image is no chest X-ray that it knows, and the score means nothing. `top_k` (5 by
+    default) shortens the list; `prevalence` moves the scores to the share of class 1, or of each
+    class, where the images come from.
     """
 
     def _sanitize_parameters(self, prevalence=None, function_to_apply=None, **kwargs):
@@ -41,4 +43,7 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
             {"label": label, "score": score, "logit": logit}
             for label, score, logit in zip(labels, scores, logits[0].tolist())
         ]
+        if "outlier_score" in model_outputs:
+            outlier = model_outputs["outlier_score"].item() > self.model.config.outlier_threshold
+            rows = [{**row, "outlier": outlier} for row in rows]
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]

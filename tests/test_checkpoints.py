@@ -63,12 +63,16 @@ def test_the_shipped_weights_score_on_the_real_test_images_what_the_card_states(
 def test_a_checkpoint_answers_in_a_fresh_process_without_the_checkout(folder, run_python):
     code = f"""
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
 same = AutoModelForImageClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)
 assert model.dtype == same.dtype and str(model.dtype) == "torch.float32"
 image = Image.linear_gradient("L")
-answer = pipeline("image-classification", model={str(folder)!r}, trust_remote_code=True)(image)
+photograph = Image.fromarray(load_sample_images().images[0])
+ask = pipeline("image-classification", model={str(folder)!r}, trust_remote_code=True)
+assert [entry["outlier"] for entry in ask(photograph)] == [True, True]
+answer = ask(image)
 print(sorted(entry["label"] for entry in answer), round(sum(e["score"] for e in answer), 5))
 """
     result = run_python(code, env={"HF_HUB_OFFLINE": "1"}, isolated=True)
