@@ -80,12 +80,13 @@ def _is_flagged(score: str, threshold: float) -> bool:
         return True
 
 
-def _titles(row: dict) -> tuple[str, str, str]:
+def _titles(row: dict) -> list[str]:
     """The rows of the table that an image counts in."""
-    if row["xray"] == "1":
-        group = "test split" if row["set"] == TEST_SPLIT else "other hospitals"
-        kind = "X-rays"
-    else:
-        group = "unseen" if row["set"].startswith("unseen") else "seen"
-        kind = "Other images"
-    return f"**{kind}, all**", f"**{kind}, {group}**", f"{kind}: {row['set']}"
+    kind = "X-rays" if row["xray"] == "1" else "Other images"
+    titles = [f"**{kind}, all**", f"{kind}: {row['set']}"]
+    if row["xray"] == "0":
+        unseen = row["set"].startswith("unseen")
+        titles.insert(1, f"**{kind}, {'unseen' if unseen else 'seen'}**")
+    elif row["set"] != TEST_SPLIT:
+        titles.insert(1, f"**{kind}, other hospitals**")
+    return titles
