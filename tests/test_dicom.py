@@ -266,11 +266,26 @@ def test_items_of_undefined_length_and_their_pixels_are_stepped_over():
         np.testing.assert_array_equal(pixels, np.where(EIGHT, 65535, 0))
 
 
+def test_a_window_of_blanks_is_none():
+    content = dicom(RAMP, 12, WindowCenter="2222", WindowWidth="1000")
+    blank = content.replace(b"2222", b"  \\ ")
+    assert blank != content
+    image, plain = read_dicom(blank, "x"), read_dicom(dicom(RAMP, 12), "x")
+    np.testing.assert_array_equal(image.pixels, plain.pixels)
+    assert image.warnings == plain.warnings
+
+
 def test_a_real_chest_x_ray(cxr_data):
     image = CxrImageProcessor(224).open(cxr_data / "dicom" / "rsna_sample.dcm")
     assert image.pixels.shape == (1024, 1024)
     assert (image.pixels[512, 512], image.pixels[100, 700]) == (208 * 257, 117 * 257)
     assert image.age == 62
+
+
+def cut_lut():
+    item = lut(0, [0, 65535], 16)
+    item.LUTDescriptor = [2, 0]
+    return item
 
 
 REFUSED = {
@@ -289,6 +304,10 @@ REFUSED = {
     "photometric": (dicom(EIGHT, PhotometricInterpretation="HSV"), "is 'HSV'; it can be MONO"),
     "slope": (dicom(RAMP, 12, RescaleSlope=0, RescaleIntercept=1), "RescaleSlope"),
     "width": (dicom(RAMP, 12, WindowCenter=9, WindowWidth=0), "WindowWidth 0"),
+    "look-up table": (
+        dicom(RAMP, 12, ModalityLUTSequence=[cut_lut()]),
+        "LUTDescriptor is damaged",
+    ),
     "nested": (nested(17), "no pixel data"),
     "nested 5,000 deep": (nested(5000), "more than 10,000 sequences and items"),
     "nested without end": (nested(5000)[:9000], "it is truncated"),

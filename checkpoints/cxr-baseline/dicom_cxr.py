@@ -241,9 +241,9 @@ def _grey(values, bits, signed, stored, header, warnings):
         padding = (values >= min(first, last[0])) & (values <= max(first, last[0]))
     modality_lut, voi_lut = header.item("ModalityLUTSequence"), header.item("VOILUTSequence")
     if modality_lut:
-        # Of 8 to 16 bits, looked up in units of full scale: back to the table's own.
-        scale = 2 ** modality_lut.words("LUTDescriptor")[2] - 1
-        modality = _look_up(values, modality_lut, "LUT", signed) * scale
+        modality = _look_up(values, modality_lut, "LUT", signed)
+        # Looked up in units of full scale: back to the table's own, of 8 to 16 bits.
+        modality = modality * (2 ** modality_lut.words("LUTDescriptor")[2] - 1)
     else:
         slope = (header.numbers("RescaleSlope") or [1])[0]
         modality = values * slope + (header.numbers("RescaleIntercept") or [0])[0]
@@ -251,7 +251,7 @@ def _grey(values, bits, signed, stored, header, warnings):
             raise ValueError("RescaleSlope or RescaleIntercept is out of range")
     if voi_lut:
         grey = _look_up(modality, voi_lut, "LUT", modality.min() < 0)
-    elif "WindowCenter" in header and "WindowWidth" in header:
+    elif header.numbers("WindowCenter") and header.numbers("WindowWidth"):
         grey = _window(modality, header)
     else:
         shown = np.zeros(len(values), bool)
