@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -59,8 +60,7 @@ def test_a_run_ends_with_model_predictions_metrics_figures_and_card(finished):
     names = {name for name in names if not name.startswith("checkpoints/")}
     assert names == {
         *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
-        *("configuration_cxr.py", "modeling_cxr.py", "loss_cxr.py", "grad_cam_cxr.py"),
-        *("pipeline_cxr.py", "image_processing_cxr.py", "calibration_cxr.py"),
+        *(path.name for path in (REPO / "modeling").glob("*_cxr.py")),
         *("predictions_validation.csv", "predictions_test.csv", "metrics.json", "history.csv"),
         *("training_args.json", "dataset.json"),
         *(f"figures/{name}.png" for name in FIGURES),
@@ -84,6 +84,8 @@ def test_metrics_and_card_are_those_of_the_predictions_file(finished):
     assert metrics["test"]["n"] == 33
     config = json.loads((folder / "config.json").read_text())
     assert {name: config[name] for name in operation} == operation
+    model, _ = load_model(str(folder))
+    assert math.isfinite(config["outlier_threshold"]) and model.outlier_detector is not None
     results = ModelCard.load(folder / "README.md").data.eval_results
     assert metrics["test"]["auroc"]["value"] in [result.metric_value for result in results]
 
