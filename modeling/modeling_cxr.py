@@ -95,12 +95,7 @@ class CxrPreTrainedModel(PreTrainedModel):
         self._check_input(pixel_values)
         logits = self.network(pixel_values)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
-        output = CxrClassifierOutput(
-            loss=loss,
-            logits=logits,
-            probabilities=self.probabilities(logits),
-            outlier_score=self._outlier_score(pixel_values),
-        )
+        output = CxrClassifierOutput(loss=loss, **self._scores(pixel_values, logits))
         return output if return_dict else output.to_tuple()
 
     def probabilities(
@@ -200,12 +195,7 @@ class CxrPreTrainedModel(PreTrainedModel):
         finally:
             for module in training:
                 module.training = True
-        return CxrClassifierOutput(
-            logits=logits,
-            probabilities=self.probabilities(logits),
-            outlier_score=self._outlier_score(pixel_values),
-            heatmaps=heatmaps,
-        )
+        return CxrClassifierOutput(**self._scores(pixel_values, logits), heatmaps=heatmaps)
 
     def assess(
         self,
@@ -229,8 +219,11 @@ class CxrPreTrainedModel(PreTrainedModel):
         """
         return assess(self, images, processor, target, method)
 
-    def _outlier_score(self, pixel_values):
-        return None if self.outlier_detector is None else self.outlier_detector(pixel_values)
+    def _scores(self, pixel_values, logits):
+        scores = {"logits": logits, "probabilities": self.probabilities(logits)}
+        if self.outlier_detector is not None:
+            scores["outlier_score"] = self.outlier_detector(pixel_values)
+        return scores
 
     def _check_input(self, pixel_values):
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:

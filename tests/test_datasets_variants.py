@@ -282,7 +282,8 @@ def test_real_images_keep_what_is_not_hidden(cxr_data):
     for name in ("borders", "corners", "only_lungs", "no_lungs"):
         variant = make_variant(part, name)
         assert variant["image_id"][:] == part["image_id"][:]
-        for row, pixels in enumerate(map(processor.load, encoded_images(variant))):
+        for row, image in enumerate(encoded_images(variant)):
+            pixels = processor.load(image, correct=False)
             lung = np.asarray(part[row]["lung_mask"]) > 0
             seen = {
                 "borders": np.s_[22:202, 22:202],
