@@ -64,7 +64,9 @@ def test_killed_again_and_again_it_loses_nothing(tmp_path, model_folder):
     killed = [*command, "--output", tmp_path / "killed.csv"]
     seen = 0
     for number in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(killed, stderr=subprocess.PIPE, text=True)
+        # In the background, where a suite may run, SIGINT is ignored and would stay so.
+        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        process = subprocess.Popen(killed, stderr=subprocess.PIPE, text=True, **heard)
         while process.poll() is None and (
             not (tmp_path / "killed.csv").exists()
             or (tmp_path / "killed.csv").read_bytes().count(b"\n") < seen + 30
