@@ -12,8 +12,9 @@ from accelerate.utils import tqdm
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 
+from modeling.image_cxr import FULL_SCALE
+
 SIDE = 128
-FULL = 65535
 
 Rng = np.random.Generator
 
@@ -39,7 +40,7 @@ def draw_outliers(xrays: np.ndarray, count: int, seed: int) -> np.ndarray:
                 image = share * image + (1 - share) * _draw(rng)
         if rng.random() < 0.1:
             image = 1 - image
-        outliers[row] = (np.clip(image, 0, 1) * FULL).round()
+        outliers[row] = (np.clip(image, 0, 1) * FULL_SCALE).round()
     return outliers
 
 
@@ -224,7 +225,7 @@ def _solid(rng: Rng) -> np.ndarray:
 
 def _spoil(xray: np.ndarray, rng: Rng) -> np.ndarray:
     """An X-ray of which no reader could say much: turned, shuffled, a detail, tiny, covered."""
-    image = _resize(xray.astype(np.float32) / FULL, SIDE)
+    image = _resize(xray.astype(np.float32) / FULL_SCALE, SIDE)
     kind = rng.integers(6)
     if kind == 0:
         return np.rot90(image, rng.integers(1, 4))
