@@ -78,7 +78,7 @@ def age_range(dataset: Dataset) -> list[float] | None:
         if ages:
             margin = len(ages) // 100
             return [float(int(ages[margin])), float(int(ages[-1 - margin]))]
-    return SOURCE_AGES.get(dataset[0]["source"])
+    return SOURCE_AGES.get(dataset["source"][0])
 
 
 def encoded_images(dataset: Dataset) -> Iterator[bytes | str]:

@@ -21,6 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from evaluation.predictions import read_predictions
 from modeling import CxrImageProcessor
 from modeling.dicom_cxr import is_dicom, read_dicom
 
@@ -370,3 +371,20 @@ def test_dicom_is_known_by_its_content():
     others += [b"\x89PNG\r\n\x1a\n" + bytes(300), b"\xff\xd8\xff\xe0" + bytes(300), b"II*\0"]
     others += [b"\x08\0" + rng.randbytes(300) for _ in range(2000)]
     assert not any(is_dicom(other) for other in others)
+
+
+def test_a_table_of_dicom_files_is_trained_on(train, tmp_path):
+    lines = ["file,label,split"]
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("validation", 6), ("test", 6)):
+        for index in range(count):
+            name = f"{split}{index}.dcm"
+            (tmp_path / name).write_bytes(dicom(rng.integers(0, 4096, (64, 64), np.uint16), 12))
+            lines.append(f"{name},{('NORMAL', 'PNEUMONIA')[index % 2]},{split}")
+    (tmp_path / "films.csv").write_text("\n".join(lines))
+    flags = ["--model", "baseline", "--model_options", "hidden_sizes=[4,8]", "--image_size", "64"]
+    flags += ["--num_train_epochs", "1", "--output_dir", tmp_path / "run"]
+    result = train("--dataset", tmp_path / "films.csv", *flags)
+    assert result.returncode == 0, result.stderr
+    scored = read_predictions(tmp_path / "run" / "predictions_test.csv").image_id
+    assert sorted(scored) == [f"test{index}.dcm" for index in range(6)]

@@ -112,4 +112,4 @@ def summarize(dataset: DatasetDict, name: str) -> dict:
             "patients": len(set(split["patient_id"])),
             "classes": {text: labels.count(k) for k, text in enumerate(class_names(split))},
         }
-    return {"source": dataset["train"][0]["source"], "name": name, "splits": splits}
+    return {"source": dataset["train"]["source"][0], "name": name, "splits": splits}
