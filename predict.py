@@ -20,7 +20,6 @@ from pathlib import Path, PurePath
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils import cached_file
 
 from modeling import CxrImageProcessor, load_model
 from modeling.grad_cam_cxr import CAM_METHODS
@@ -31,7 +30,6 @@ from prediction.table import STATUSES, Prediction, reopen, to_row, to_text
 
 logger = logging.getLogger("predict")
 MAX_THREADS = 8  # each may hold an X-ray of 64 million pixels
-MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 EPILOG = """
 A folder is searched with its subfolders; every file in it is tried, whatever its suffix, but hidden
 files and DICOMDIR. Links to folders are not followed.
@@ -134,8 +132,7 @@ def _draw(prediction, processor, folder):
     try:
         # Read again rather than kept: a batch of X-rays at full size may take gigabytes.
         pixels = processor.open(file).pixels
-        heat = processor.restore(assessment.heatmap, *pixels.shape)
-        heat = heat * assessment.probabilities[assessment.explained]
+        heat = assessment.heat(processor, *pixels.shape)
         path = os.path.join(folder, heatmap_name(file))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         # The default level 6 takes six times as long for files a seventh smaller.
@@ -199,15 +196,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def model_version(name: str) -> str:
-    """Name and the first 12 digits of the SHA-256 of configuration, preprocessing and weights."""
-    digest = hashlib.sha256()
-    for file in MODEL_FILES:
-        digest.update(Path(cached_file(name, file)).read_bytes())
-    short = Path(name).resolve().name if Path(name).is_dir() else name
-    return f"{short}@{digest.hexdigest()[:12]}"
-
-
 def main(argv: list[str]) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -219,10 +207,10 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--target {args.target} is no class; choose {', '.join(names)}.")
 
     # What is done, and what is left
-    constants = {"model": model_version(args.model)}
+    constants = {"model": model.version()}
     if args.heatmaps is not None:
         constants |= {"method": args.method, "target": args.target or "predicted class"}
-    columns = list(to_row(Prediction(""), names, constants))
+    columns = list(to_row(Prediction(""), model, constants))
     done = {}
     if args.output.exists():
         done = reopen(args.output, columns, constants, args.format)
@@ -251,7 +239,7 @@ def main(argv: list[str]) -> int:
         if args.format == "csv" and table.tell() == 0:
             table.write(to_text(dict(zip(columns, columns)), "csv"))
         for count, prediction in enumerate(tqdm(predictions, total=left, unit="file"), 1):
-            row = to_row(prediction, names, constants)
+            row = to_row(prediction, model, constants)
             statuses[row["status"]] += 1
             table.write(to_text(row, args.format))
             table.flush()

@@ -34,12 +34,12 @@ from evaluation.calibration import fit_operation
 from evaluation.metrics import compute_metrics, format_metric
 from modeling import create_model
 from modeling.loss_cxr import classification_loss
-from modeling.modeling_cxr import half_state
 from training.arguments import FINAL, parse_args, recipe
 from training.augmentation import augment
 from training.averaging import weight_average
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
 from training.data import decode_splits, summarize
+from training.half import half_state
 from training.inference import make_loader, predict, to_predictions
 from training.launch import make_accelerator
 from training.outliers import fit_outlier_detector

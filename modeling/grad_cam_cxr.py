@@ -14,6 +14,12 @@ CAM_METHODS = {
 }
 
 
+def check_method(method: str) -> None:
+    """ValueError for a method that is not one of `CAM_METHODS`."""
+    if method not in CAM_METHODS:
+        raise ValueError(f"method is {method!r}; it can be {', '.join(CAM_METHODS)}.")
+
+
 def gap_linear_head(network: nn.Module, features: torch.Tensor) -> nn.Linear | None:
     """The classifier, if the head is a global average pool followed by one linear layer.
 

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from modeling.assessment_cxr import CxrAssessment
+from modeling.modeling_cxr import CxrPreTrainedModel
 
 STATUSES = ("ok", "uncertain", "refused", "error")
 
@@ -29,33 +28,20 @@ class Prediction(NamedTuple):
     heatmap: str | None = None
 
 
-def to_row(prediction: Prediction, class_names: list[str], constants: dict[str, str]) -> dict:
-    """A row of the table: text, numbers in the fewest digits that give the same float32, or None.
+def to_row(
+    prediction: Prediction, model: CxrPreTrainedModel, constants: dict[str, str]
+) -> dict[str, str | float | None]:
+    """`CxrPreTrainedModel.table_row` with the heatmap's columns and the constants.
 
     Args:
         constants: `model`, and with heatmaps `method` and `target`: the columns that are the same
             in each row.
     """
-    answer = prediction.assessment or CxrAssessment()
-    status = "error" if prediction.error else "refused" if answer.refusal else "ok"
-    row = {
-        "file": prediction.file,
-        "status": "uncertain" if status == "ok" and answer.uncertain else status,
-        "decision": "; ".join(answer.decided),
-        "uncertain": "; ".join(answer.uncertain),
-    }
-    for column, values in (("probability", answer.probabilities), ("logit", answer.logits)):
-        row |= {f"{column}_{name}": _number(values.get(name)) for name in class_names}
-    row["outlier_score"] = _number(answer.outlier_score)
-    row["warnings"] = " ".join(answer.warnings)
-    row["reason"] = prediction.error or answer.refusal or ""
+    row = model.table_row(prediction.file, prediction.assessment, prediction.error)
     if "method" in constants:
-        row |= {"heatmap": prediction.heatmap or "", "explained": answer.explained or ""}
+        assessment = prediction.assessment or CxrAssessment()
+        row |= {"heatmap": prediction.heatmap or "", "explained": assessment.explained or ""}
     return row | constants
-
-
-def _number(value):
-    return None if value is None else float(str(np.float32(value)))
 
 
 def to_text(row: dict, form: str) -> str:

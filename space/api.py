@@ -4,8 +4,7 @@ import functools
 from collections.abc import Callable
 
 import gradio as gr
-import numpy as np
-from batch import assess_entries, read_uploads, to_cells
+from batch import assess_entries, read_uploads
 from files import names_and_paths, read_upload, save_csv, save_picture
 from models import Classifier
 
@@ -63,7 +62,7 @@ def endpoints(
         """
         classifier = choose(model)
         opened = classifier.processor.open(read_upload(image))
-        return _facts(classifier, classifier.assess(opened).assessment)
+        return _facts(classifier, classifier.assess(opened))
 
     @answering
     def heatmap(image: dict, model: str, target: str, method: str):
@@ -83,9 +82,8 @@ def endpoints(
         classifier = choose(model)
         opened = classifier.processor.open(read_upload(image))
         wanted = None if target == PREDICTED else target
-        assessment, heat = classifier.assess(opened, wanted, method)
-        if heat is None:
-            heat = np.zeros(opened.pixels.shape, np.float32)
+        assessment = classifier.assess(opened, wanted, method)
+        heat = assessment.heat(classifier.processor, *opened.pixels.shape)
         path = save_picture(classifier.processor.overlay(opened.pixels, heat), overlay)
         facts = {"explained": assessment.explained, "method": method}
         return path, _facts(classifier, assessment) | facts
@@ -112,7 +110,7 @@ def endpoints(
 
 
 def _facts(classifier, assessment):
-    cells = to_cells(classifier, "", assessment)
+    cells = classifier.row("", assessment)
     facts = {name: cells[name] for name in ("status", "decision", "uncertain")}
     for key, column in (("probabilities", "probability"), ("logits", "logit")):
         numbers = {name: cells[f"{column}_{name}"] for name in classifier.classes}
@@ -121,6 +119,6 @@ def _facts(classifier, assessment):
         "outlier_score": cells["outlier_score"],
         "warnings": list(assessment.warnings),
         "reason": assessment.refusal,
-        "model": classifier.fingerprint,
+        "model": classifier.version,
         "revision": classifier.revision,
     }

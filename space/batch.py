@@ -158,52 +158,25 @@ def assess_entries(classifier, entries: Iterator[Entry], thumbnails: bool = Fals
     for entry in entries:
         if time.monotonic() > deadline:
             reason = f"{MAX_SECONDS // 60} minutes are over; send this and what follows again."
-            yield Row(to_cells(classifier, entry.name, error=reason), None)
+            yield Row(classifier.row(entry.name, error=reason), None)
             return
         yield _assess(classifier, entry, thumbnails)
 
 
 def _assess(classifier, entry, thumbnails):
     if entry.error:
-        return Row(to_cells(classifier, entry.name, error=entry.error), None)
+        return Row(classifier.row(entry.name, error=entry.error), None)
     try:
         image = classifier.processor.open(entry.content)
     except ValueError as error:
-        return Row(to_cells(classifier, entry.name, error=_own_words(error)), None)
-    answer = classifier.assess(image, method="grad_cam" if thumbnails else None)
-    thumbnail = _thumbnail(classifier, image, answer.heat) if thumbnails else None
-    return Row(to_cells(classifier, entry.name, answer.assessment), thumbnail)
+        return Row(classifier.row(entry.name, error=_own_words(error)), None)
+    assessment = classifier.assess(image, method="grad_cam" if thumbnails else None)
+    thumbnail = _thumbnail(classifier, image, assessment) if thumbnails else None
+    return Row(classifier.row(entry.name, assessment), thumbnail)
 
 
 def _own_words(error):
     return " ".join(str(error).removeprefix("the image: ").split())
-
-
-def to_cells(classifier, name: str, assessment=None, error: str | None = None) -> dict:
-    """The row that `predict.py` writes for a file, of an assessment or of an error."""
-    status = "error" if error else "refused" if assessment.refusal else "ok"
-    if status == "ok" and assessment.uncertain:
-        status = "uncertain"
-    cells = {
-        "file": name,
-        "status": status,
-        "decision": "; ".join(assessment.decided) if assessment else "",
-        "uncertain": "; ".join(assessment.uncertain) if assessment else "",
-    }
-    for column, attribute in (("probability", "probabilities"), ("logit", "logits")):
-        values = getattr(assessment, attribute, {})
-        cells |= {f"{column}_{name}": number(values.get(name)) for name in classifier.classes}
-    return cells | {
-        "outlier_score": number(getattr(assessment, "outlier_score", None)),
-        "warnings": " ".join(assessment.warnings) if assessment else "",
-        "reason": error or (assessment.refusal if assessment else None) or "",
-        "model": classifier.fingerprint,
-    }
-
-
-def number(value: float | None) -> float | None:
-    """In the fewest digits that give the same float32."""
-    return None if value is None else float(str(np.float32(value)))
 
 
 def to_csv(rows: list[Row]) -> str:
@@ -215,15 +188,13 @@ def to_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def _thumbnail(classifier, image, heat) -> bytes:
-    size = fit(image.pixels.shape, THUMBNAIL)
-    grey = Image.fromarray((image.pixels >> 8).astype(np.uint8)).resize(size)
-    if heat is not None:
-        small = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR))
-        pixels = np.asarray(grey).astype(np.uint16) * 257
-        grey = Image.fromarray(classifier.processor.overlay(pixels, small.clip(0, 1)))
+def _thumbnail(classifier, image, assessment) -> bytes:
+    width, height = fit(image.pixels.shape, THUMBNAIL)
+    grey = Image.fromarray((image.pixels >> 8).astype(np.uint8)).resize((width, height))
+    heat = assessment.heat(classifier.processor, height, width)
     file = io.BytesIO()
-    grey.save(file, "JPEG", quality=85)
+    picture = classifier.processor.overlay(np.asarray(grey).astype(np.uint16) * 257, heat)
+    Image.fromarray(picture).save(file, "JPEG", quality=85)
     return file.getvalue()
 
 

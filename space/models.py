@@ -3,12 +3,10 @@
 A model answers through the code stored beside its weights, so this folder needs nothing else.
 """
 
-import hashlib
 import os
 import re
 import threading
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from huggingface_hub.repocard import metadata_load
@@ -19,21 +17,7 @@ from transformers.utils.hub import extract_commit_hash
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("cxr-densenet121", "cxr-baseline")
-MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 FIGURE = re.compile(r"figures/[\w-]+\.png")
-
-
-class Answer(NamedTuple):
-    """One image as one model sees it.
-
-    Attributes:
-        assessment: the model's `CxrAssessment`.
-        heat: float32 (h, w) in [0, 1] at the image's own size: the heatmap times the probability of
-            the class it explains; None without a heatmap.
-    """
-
-    assessment: NamedTuple
-    heat: np.ndarray | None
 
 
 class Classifier:
@@ -61,7 +45,7 @@ class Classifier:
                 problem = "cannot be loaded"
             reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
             raise ValueError(f"MODEL_ID {model_id!r} {problem}: {reason}.") from error
-        if not (hasattr(self.model, "assess") and hasattr(self.processor, "heat_layer")):
+        if not (hasattr(self.model, "table_row") and hasattr(self.processor, "heat_layer")):
             raise ValueError(
                 f"MODEL_ID {model_id!r} is not one of this project's chest X-ray models, or one "
                 "saved before they could assess an image; save it again."
@@ -69,16 +53,10 @@ class Classifier:
         self.model.eval()
         self.config = self.model.config
         self.classes = [self.config.id2label[index] for index in range(self.config.num_labels)]
-        self.fingerprint = f"{name}@{self._digest()}"
+        self.version = self.model.version()
         # A forward pass uses every core, and a heatmap may hook the model: one at a time.
         self._lock = threading.Lock()
         self._warm_up()
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for file in MODEL_FILES:
-            digest.update(Path(cached_file(self.model_id, file)).read_bytes())
-        return digest.hexdigest()[:12]
 
     def _warm_up(self):
         side = 2 * self.config.image_size
@@ -89,7 +67,7 @@ class Classifier:
     def revision(self) -> str:
         """The Hub's commit, or the hash of a folder's files: 12 hex digits."""
         if self.is_folder:
-            return self.fingerprint.rpartition("@")[2]
+            return self.version.rpartition("@")[2]
         return extract_commit_hash(cached_file(self.model_id, "config.json"), None)[:12]
 
     @property
@@ -97,8 +75,8 @@ class Classifier:
         """The card's page on the Hub."""
         return None if self.is_folder else f"https://huggingface.co/{self.model_id}"
 
-    def assess(self, image, target: str | None = None, method: str | None = None) -> Answer:
-        """Asks about an image.
+    def assess(self, image, target: str | None = None, method: str | None = None):
+        """What the model says of an image, its `CxrAssessment`.
 
         Args:
             image: a `CxrImage`, as `processor.open` gives it.
@@ -110,10 +88,11 @@ class Classifier:
         """
         with self._lock:
             (assessment,) = self.model.assess([image], self.processor, target, method)
-        if assessment.heatmap is None:
-            return Answer(assessment, None)
-        heat = self.processor.restore(assessment.heatmap, *image.pixels.shape)
-        return Answer(assessment, heat * assessment.probabilities[assessment.explained])
+        return assessment
+
+    def row(self, name: str, assessment=None, error: str | None = None) -> dict:
+        """The row that `predict.py` writes for a file, of an assessment or of an error."""
+        return self.model.table_row(name, assessment, error) | {"model": self.version}
 
     def card(self) -> tuple[str, dict[str, bytes]]:
         """The model's card without its front matter, and the figures it shows.

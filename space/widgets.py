@@ -9,7 +9,7 @@ import gradio as gr
 import numpy as np
 from batch import fit
 from markdown_it import MarkdownIt
-from models import FIGURE, Answer, Classifier
+from models import FIGURE, Classifier
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -89,11 +89,14 @@ def _list(sentences, title) -> str:
 # -------------------------------------------------------------------------------------- one X-ray
 
 
-def results(answers: dict[Classifier, Answer], image_warnings: tuple[str, ...]) -> str:
-    """What each model says, side by side, under what there is to say about the file."""
+def results(answers: dict, image_warnings: tuple[str, ...]) -> str:
+    """What each model says, side by side, under what there is to say about the file.
+
+    Args:
+        answers: {Classifier: CxrAssessment}.
+    """
     cards = "".join(
-        _card(classifier, answer.assessment, image_warnings)
-        for classifier, answer in answers.items()
+        _card(classifier, assessment, image_warnings) for classifier, assessment in answers.items()
     )
     return f'{_list(image_warnings, "About this file")}<div class="cards">{cards}</div>'
 
@@ -202,10 +205,14 @@ def _many_classes(classifier, assessment):
     return "".join(parts)
 
 
-def panels(answers: dict[Classifier, Answer | str], shape: tuple[int, int], method: str) -> str:
-    """The X-ray once a model under its heat layer; an answer may be why there is none.
+def panels(answers: dict, shape: tuple[int, int], method: str) -> str:
+    """The X-ray once a model under its heat layer.
 
     The source of the grey picture is "grey", which the browser replaces by its address.
+
+    Args:
+        answers: {Classifier: CxrAssessment, or why there is none}.
+        shape: height and width of the X-ray, pixels.
     """
     return "".join(_panel(*item, shape, method) for item in answers.items())
 
@@ -214,16 +221,15 @@ def _panel(classifier, answer, shape, method):
     name = escape(classifier.name)
     open_stack = f'<div class="stack" style="--ratio: {shape[1] / shape[0]:.4f}">'
     open_stack += '<img class="grey" src="grey" alt="The X-ray">'
-    if isinstance(answer, str) or answer.heat is None:
+    if isinstance(answer, str) or answer.heatmap is None:
         note = answer if isinstance(answer, str) else "No heatmap without an answer."
         stack = f"{open_stack}</div>"
         caption = f"<p><b>{name}</b>: {escape(note)}</p>"
         return f'<figure class="panel">{stack}<figcaption>{caption}</figcaption></figure>'
-    assessment, heat = answer
-    shown, p = escape(assessment.explained), assessment.probabilities[assessment.explained]
-    size = fit(shape, LAYER)
-    small = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-    layer = png_uri(classifier.processor.heat_layer(small))
+    shown, p = escape(answer.explained), answer.probabilities[answer.explained]
+    width, height = fit(shape, LAYER)
+    heat = answer.heat(classifier.processor, height, width)
+    layer = png_uri(classifier.processor.heat_layer(heat))
     alt = f"Heat of {name} for {shown}"
     return (
         f'<figure class="panel">{open_stack}'

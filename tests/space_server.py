@@ -1,5 +1,6 @@
 """A running copy of `space/` alone, and its page in a headless Chromium."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -78,6 +79,12 @@ class Saved(NamedTuple):
         return (
             self.processor.restore(answer.heatmap, *shape) * answer.probabilities[answer.explained]
         )
+
+    def version(self):
+        """Name and hash of its three files."""
+        names = ("config.json", "preprocessor_config.json", "model.safetensors")
+        content = b"".join((self.folder / name).read_bytes() for name in names)
+        return f"{self.folder.name}@{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def tiny_config(names, **others):

@@ -18,7 +18,7 @@ from modeling import (
     CxrImageClassificationPipeline,
     create_model,
 )
-from modeling.modeling_cxr import save_half
+from training.half import save_half
 
 NOTHING = {"calibration": None, "thresholds": None, "abstention": None, "prevalence": None}
 TASKS = {"binary": 2, "multi_class": 3, "multi_label": 3}

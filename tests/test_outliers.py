@@ -15,10 +15,10 @@ from datasets_scripts.phantom import generate
 from evaluation.outliers import flagged_share, flagged_table, read_scores
 from modeling import create_model, load_model
 from modeling.image_cxr import CxrImage
-from modeling.modeling_cxr import save_half
 from modeling.outlier_cxr import OutlierDetector
 from predict import predict
 from training import outliers
+from training.half import save_half
 from training.outlier_images import DRAWN, draw_outliers
 
 REPO = Path(__file__).parent.parent
@@ -78,13 +78,27 @@ def test_a_refused_image_gets_no_probability_and_the_rest_do(fitted):
     assert all(answer.probabilities for answer in plain)
     model.set_outlier_detector(*fitted)
     known, refused = model.assess([xray, page], processor, method="grad_cam")
-    known, refused = model.assess([xray, page], processor, method="grad_cam")
     assert known.refusal is None and known.heatmap.shape == (64, 64)
     assert known.probabilities == pytest.approx(plain[0].probabilities)
     assert "not look like a chest X-ray" in refused.refusal
     assert not refused.probabilities and not refused.logits and refused.heatmap is None
     assert not refused.decided and not refused.uncertain
     assert known.outlier_score < fitted[1] < refused.outlier_score
+    heat = known.heat(processor, 100, 50)
+    assert heat.shape == (100, 50)
+    assert heat.max() == pytest.approx(known.probabilities[known.explained], abs=0.02)
+    assert (refused.heat(processor, 100, 50) == np.zeros((100, 50))).all()
+
+
+def test_what_is_refused_costs_no_heatmap(fitted, monkeypatch):
+    model, processor = create_model("baseline", ["NORMAL", "PNEUMONIA"], 64, hidden_sizes=[8])
+    model.eval().set_outlier_detector(*fitted)
+    monkeypatch.setattr(model, "network", None)
+    page = CxrImage(np.tile(np.repeat([0, 65535], 20), (200, 5)).astype(np.uint16))
+    (refused,) = model.assess([page], processor, method="score_cam")
+    assert refused.refusal is not None and refused.heatmap is None
+    with pytest.raises(ValueError, match="method is 'magic'"):
+        model.assess([page], processor, method="magic")
 
 
 def test_a_drawing_is_refused_whatever_its_score(fitted, tmp_path):

@@ -32,7 +32,6 @@ from space_server import (
 )
 
 from modeling.grad_cam_cxr import CAM_METHODS
-from predict import model_version
 from prediction.table import Prediction, to_row
 
 REPO = SPACE.parent
@@ -85,7 +84,7 @@ def test_predict_equals_the_python_api(client, models, images, name, file):
     assert answer["warnings"] == list(expected.warnings)
     assert answer["outlier_score"] == pytest.approx(expected.outlier_score, abs=1e-4)
     assert answer["reason"] is None
-    assert answer["model"] == model_version(models[name].folder)
+    assert answer["model"] == models[name].version()
     assert answer["model"] == f"{name}@{answer['revision']}"
 
 
@@ -140,7 +139,7 @@ def test_predict_batch_writes_the_rows_of_predict_py(client, models, images, tmp
         file.write(images / "text.jpeg", "text.jpeg")
     uploads = [handle_file(images / "8bit.png"), handle_file(archive)]
     rows, table = client.predict(uploads, name, api_name="/predict_batch")
-    constants = {"model": model_version(saved.folder)}
+    constants = {"model": saved.version()}
     with pytest.raises(ValueError) as unreadable:
         saved.processor.open((images / "text.jpeg").read_bytes())
     error = str(unreadable.value).removeprefix("the image: ")
@@ -150,7 +149,7 @@ def test_predict_batch_writes_the_rows_of_predict_py(client, models, images, tmp
         Prediction("members.zip/text.jpeg", error=error),
     ]
     for row, prediction in zip(rows, expected, strict=True):
-        wanted = to_row(prediction, CLASSES, constants)
+        wanted = to_row(prediction, saved.model, constants)
         assert list(row) == list(wanted)
         for column, value in wanted.items():
             number = isinstance(value, float)

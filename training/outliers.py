@@ -17,10 +17,10 @@ from accelerate.utils import tqdm
 from datasets_scripts import age_range, load_cxr_dataset
 from modeling import load_model
 from modeling.image_cxr import FULL_SCALE
-from modeling.modeling_cxr import save_half
 from modeling.outlier_cxr import OutlierDetector, shrink
 from training.augmentation import augment
 from training.data import decode_splits
+from training.half import save_half
 from training.outlier_images import draw_outliers
 
 MAX_OUTLIERS = 10_000

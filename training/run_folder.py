@@ -13,9 +13,10 @@ from evaluation.model_card import write_model_card
 from evaluation.plots import plot_confusion_matrix, plot_roc, plot_training_curves
 from evaluation.predictions import read_predictions, write_predictions
 from modeling import CxrImageProcessor
-from modeling.modeling_cxr import CxrPreTrainedModel, save_half
+from modeling.modeling_cxr import CxrPreTrainedModel
 from training.arguments import recipe
 from training.data import PixelDataset
+from training.half import save_half
 
 
 def write_run(

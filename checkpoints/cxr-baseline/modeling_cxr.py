@@ -1,5 +1,6 @@
 """Chest X-ray classifiers that explain themselves."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,20 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.initialization import normal_, zeros_
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import cached_file
 
-from .assessment_cxr import CxrAssessment, assess
+from .assessment_cxr import CxrAssessment, assess, table_row
+from .baseline_cxr import BaselineCnn
 from .calibration_cxr import calibrate, decide, to_probabilities
 from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
-from .grad_cam_cxr import CAM_METHODS, closed_form_grad_cam, gap_linear_head, library_cam
+from .grad_cam_cxr import check_method, closed_form_grad_cam, gap_linear_head, library_cam
 from .image_cxr import CxrImage
 from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
 from .outlier_cxr import OutlierDetector
 from .pipeline_cxr import CxrImageClassificationPipeline
+
+MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 
 @dataclass
@@ -178,8 +183,7 @@ class CxrPreTrainedModel(PreTrainedModel):
             ImportError: a method of the grad-cam library without it.
         """
         self._check_input(pixel_values)
-        if method not in CAM_METHODS:
-            raise ValueError(f"method is {method!r}; it can be {', '.join(CAM_METHODS)}.")
+        check_method(method)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
@@ -218,6 +222,39 @@ class CxrPreTrainedModel(PreTrainedModel):
             ValueError: no such class or method.
         """
         return assess(self, images, processor, target, method)
+
+    def table_row(
+        self, file: str, assessment: CxrAssessment | None = None, error: str | None = None
+    ) -> dict[str, str | float | None]:
+        """A file's row in a table of predictions.
+
+        Args:
+            file: its name.
+            assessment: what `assess` says of it; None where it could not be read.
+            error: what went wrong with it, a sentence; None where nothing did.
+
+        Returns:
+            `file`; `status`: ok, uncertain (a human should read it), refused or error; `decision`
+            and `uncertain`: classes, joined by "; "; `probability_CLASS` and `logit_CLASS` of each
+            class and `outlier_score`: in the fewest digits that give the same float32, None where
+            there is none; `warnings`; `reason`: of a refusal or an error.
+        """
+        names = [self.config.id2label[index] for index in range(self.config.num_labels)]
+        return table_row(file, assessment or CxrAssessment(), error, names)
+
+    def version(self) -> str:
+        """The folder or Hub id that the model was loaded from, @, and the first 12 hex digits of
+        the SHA-256 of its configuration, preprocessing and weights there.
+
+        Raises:
+            OSError: a file is gone.
+        """
+        source = self.name_or_path
+        digest = hashlib.sha256()
+        for file in MODEL_FILES:
+            digest.update(Path(cached_file(source, file)).read_bytes())
+        name = Path(source).resolve().name if Path(source).is_dir() else source
+        return f"{name}@{digest.hexdigest()[:12]}"
 
     def _scores(self, pixel_values, logits):
         scores = {"logits": logits, "probabilities": self.probabilities(logits)}
@@ -265,66 +302,6 @@ class CxrPreTrainedModel(PreTrainedModel):
         }
         super().save_pretrained(save_directory, **kwargs)
         custom_object_save(pipeline, save_directory)
-
-
-def half_state(model: CxrPreTrainedModel) -> dict[str, torch.Tensor]:
-    """The model's weights with matrices and kernels in float16, half the size on disk.
-
-    Biases and normalisation, little in size and wide in range, stay as they are.
-
-    Raises:
-        ValueError: a weight too large for float16.
-    """
-    rounded = {}
-    for name, value in model.state_dict().items():
-        half = value.half() if value.ndim > 1 and value.is_floating_point() else value
-        if not half.isfinite().all():
-            raise ValueError(f"{name} has a weight beyond float16; keep the model in float32.")
-        rounded[name] = half
-    return rounded
-
-
-def save_half(model: CxrPreTrainedModel, folder: str | Path) -> None:
-    """`save_pretrained` with the weights of `half_state`.
-
-    The configuration keeps the model's float32, in which `from_pretrained` runs it: load
-    `half_state` into the model before making the predictions that are reported for it.
-    """
-    model.save_pretrained(folder, state_dict=half_state(model))
-
-
-class BaselineCnn(nn.Module):
-    """Blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 maximum pooling."""
-
-    def __init__(self, config: CxrBaselineConfig):
-        super().__init__()
-        channels = config.num_channels
-        self.features = nn.Sequential()
-        for width in config.hidden_sizes:
-            self.features.extend(
-                [
-                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(inplace=True),
-                    nn.MaxPool2d(2),
-                ]
-            )
-            channels = width
-        self.num_features = channels
-        self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(channels, config.num_labels)
-
-    def forward_features(self, pixel_values):
-        return self.features(pixel_values)
-
-    def forward_head(self, features):
-        return self.classifier(self.dropout(features.mean((2, 3))))
-
-    def get_classifier(self):
-        return self.classifier
-
-    def forward(self, pixel_values):
-        return self.forward_head(self.forward_features(pixel_values))
 
 
 class CxrBaselineForImageClassification(CxrPreTrainedModel):
