@@ -62,10 +62,7 @@ def prepare(folders: list[str], clients: int) -> list[list[Question]]:
             for name, (model, processor) in models.items():
                 image = processor.open(file.getvalue())
                 (answer,) = model.assess([image], processor, method="grad_cam")
-                heat = np.zeros(image.pixels.shape)
-                if answer.explained is not None:
-                    heat = processor.restore(answer.heatmap, *image.pixels.shape)
-                    heat = heat * answer.probabilities[answer.explained]
+                heat = answer.heat(processor, *image.pixels.shape)
                 overlay = processor.overlay(image.pixels, heat)
                 mine += [
                     Question(file.getvalue(), name, endpoint, answer.probabilities, overlay)

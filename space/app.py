@@ -30,6 +30,7 @@ from models import Classifier, default_model_ids, load_classifiers
 TITLE = "Chest X-ray classifier"
 NOTICE = "<b>Research only, not a medical device.</b> Base no decision about a patient on it."
 MAX_UPLOAD = "256mb"  # an archive
+SESSIONS = 100  # remembered callers: Gradio keeps a tenth of a megabyte of the page for each
 METHODS = {
     "grad_cam": "Grad-CAM",
     "grad_cam_plus_plus": "Grad-CAM++",
@@ -202,6 +203,7 @@ def main() -> None:
                 css_paths=Path(__file__).with_name("style.css"),
                 max_file_size=MAX_UPLOAD,
                 mcp_server=True,
+                state_session_capacity=SESSIONS,
                 run_history=False,  # it would keep X-rays in the browser's storage
                 footer_links=["api"],
             )

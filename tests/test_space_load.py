@@ -49,6 +49,18 @@ def test_each_client_gets_its_own_answer(served, questions):
     assert found["rss_after"] < found["rss_before"] + 200
 
 
+def test_memory_does_not_grow_with_the_number_of_callers(served, questions):
+    question = next(one for one in questions[0] if one.endpoint == "predict")
+    server = space_load.find_server(served.url)
+    memory = []
+    with httpx.Client(base_url=f"{served.url}gradio_api/", timeout=60) as http:
+        for _ in range(2):
+            for _ in range(200):
+                assert space_load.ask(http, question) == "right"
+            memory.append(server.memory_info().rss / 2**20)
+    assert memory[1] - memory[0] < 8  # kept for each caller, the page would be 20
+
+
 def test_another_answer_counts_as_wrong(served, questions):
     predict, heatmap = (
         next(one for one in questions[0] if one.endpoint == endpoint)
