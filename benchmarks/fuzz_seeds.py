@@ -1,4 +1,4 @@
-"""The small valid files that `fuzz_reader.py` alters: every format, every DICOM compression."""
+"""The valid files that `fuzz_reader.py` alters: every format and DICOM compression, most small."""
 
 import io
 import struct
@@ -20,6 +20,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
+LARGE = (640, 512)  # what damage costs grows with the pixels
+SCANS = {"progressive": True, "quality": 10}
 # Of pydicom's own tests: compressed as nothing here can.
 PYDICOM_FILES = {
     "dicom jpeg-ls": "MR_small_jpeg_ls_lossless.dcm",
@@ -29,7 +31,7 @@ PYDICOM_FILES = {
 
 
 def make_seeds() -> dict[str, bytes]:
-    """Valid small files, {kind: content}."""
+    """Valid files, {kind: content}."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-1:1:40j, -1:1:48j]
     grey = (200 - 150 * np.exp(-8 * (np.abs(x) - 0.5) ** 2) * (1 - y**2)).astype(np.uint8)
@@ -37,6 +39,7 @@ def make_seeds() -> dict[str, bytes]:
     image, deep = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 16)
     colour, exif = image.convert("RGB"), Image.Exif()
     exif[0x0112] = 6
+    large = image.resize(LARGE)
     several = {"save_all": True, "append_images": [image.point(lambda v: 255 - v)]}
     text = {"icc_profile": bytes(200), "exif": exif}
     files = {
@@ -44,9 +47,11 @@ def make_seeds() -> dict[str, bytes]:
         "png deep": (deep, "PNG", {}),
         "png palette": (image.convert("P"), "PNG", {"transparency": 3}),
         "png alpha": (image.convert("RGBA"), "PNG", {}),
+        "png large": (large, "PNG", {}),
         "png animated": (image, "PNG", several),
         "jpeg": (image, "JPEG", text),
         "jpeg progressive": (colour, "JPEG", {"progressive": True, "exif": exif}),
+        "jpeg large": (large, "JPEG", SCANS),
         "jpeg cmyk": (image.convert("CMYK"), "JPEG", {}),
         "tiff": (deep, "TIFF", {}),
         "tiff pages": (image, "TIFF", several),
@@ -56,7 +61,6 @@ def make_seeds() -> dict[str, bytes]:
         "webp": (colour, "WEBP", {}),
         "webp lossless": (image.convert("RGBA"), "WEBP", {"lossless": True, "exif": exif}),
         "webp animated": (image, "WEBP", several),
-        "gif": (image, "GIF", several),
         "bmp": (image, "BMP", {}),
         "jpeg2000": (image, "JPEG2000", {}),
         "pnm": (colour, "PPM", {}),
@@ -80,6 +84,7 @@ def _dicom_seeds(grey):
     window = {"WindowCenter": [2000, 1000], "WindowWidth": [4000, 300]}
     negative = {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": 2, **window}
     jpeg = encapsulate([_encode(image, "JPEG", {})])
+    large = encapsulate([_encode(image.resize(LARGE), "JPEG", SCANS)])
     jpeg2000 = encapsulate([_encode(image, "JPEG2000", {"no_jp2": True})])
     files = {
         "dicom": (ExplicitVRLittleEndian, deep, 16, window),
@@ -89,6 +94,7 @@ def _dicom_seeds(grey):
         "dicom frames": (ExplicitVRLittleEndian, deep * 2, 16, {"NumberOfFrames": 2}),
         "dicom rle": (RLELossless, encapsulate([rle]), 8, {}),
         "dicom jpeg": (JPEGBaseline8Bit, jpeg, 8, {}),
+        "dicom jpeg large": (JPEGBaseline8Bit, large, 8, {"Rows": LARGE[1], "Columns": LARGE[0]}),
         "dicom jpeg2000": (JPEG2000Lossless, jpeg2000, 8, {}),
     }
     made = {kind: _dicom(grey.shape, *file) for kind, file in files.items()}

@@ -1,5 +1,6 @@
-"""DICOM files that are hostile, damaged or hold secrets, and packages that are missing."""
+"""DICOM files that are refused, hostile, damaged or hold secrets, and packages that are missing."""
 
+import io
 import logging
 import random
 import struct
@@ -11,12 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from dicom_files import as_chest, code, data_set, dicom, lut, written
+from dicom_files import as_chest, code, data_set, dicom, lut, nested, written
+from PIL import Image
+from pydicom.encaps import encapsulate
 from pydicom.pixels import compress
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     RLELossless,
 )
 
@@ -40,6 +44,74 @@ SECRETS = {
     0x0008002A: "DT",
     0x00101030: "DS",
 }
+
+
+def cut_lut():
+    item = lut(0, [0, 65535], 16)
+    item.LUTDescriptor = [2, 0]
+    return item
+
+
+REFUSED = {
+    "hand": (dicom(EIGHT, BodyPartExamined="HAND"), "the body part is 'HAND'"),
+    "thoracic spine": (dicom(EIGHT, BodyPartExamined="THORACICSPINE"), "'THORACICSPINE'"),
+    "spine in another language": (dicom(EIGHT, BodyPartExamined="COLUMNA TORACICA"), "is 'SPINE'"),
+    "hand in a phrase": (dicom(EIGHT, BodyPartExamined="HAND SMITH"), "the body part is 'HAND';"),
+    "region": (
+        dicom(EIGHT, BodyPartExamined="", AnatomicRegionSequence=[code("Knee joint")]),
+        "the body part is 'Knee';",
+    ),
+    "no pixels": (dicom(EIGHT, PixelData=b""), "no pixel data"),
+    "short pixels": (dicom(EIGHT, Rows=65), "4,096 bytes, of the 4,160 needed"),
+    "short frames": (dicom(EIGHT, NumberOfFrames=9), "of the 36,864 needed"),
+    "too small": (dicom(EIGHT[:8]), "8 pixels is too small"),
+    "claims more than there may be": (dicom(EIGHT, Rows=60000, Columns=60000), "too large"),
+    "32 bits": (dicom(RAMP.astype(np.uint32)), "BitsAllocated is 32"),
+    "photometric": (dicom(EIGHT, PhotometricInterpretation="HSV"), "is 'HSV'; it can be MONO"),
+    "slope": (dicom(RAMP, 12, RescaleSlope=0, RescaleIntercept=1), "RescaleSlope"),
+    "width": (dicom(RAMP, 12, WindowCenter=9, WindowWidth=0.5), "WindowWidth 0.5"),
+    "look-up table": (
+        dicom(RAMP, 12, ModalityLUTSequence=[cut_lut()]),
+        "LUTDescriptor is damaged",
+    ),
+    "nested": (nested(17), "no pixel data"),
+    "nested 5,000 deep": (nested(5000), "more than 10,000 sequences and items"),
+    "nested without end": (nested(5000)[:9000], "it is truncated"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_chest_x_ray_or_damaged_is_refused_in_one_sentence(case):
+    content, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        read_dicom(content, "x.dcm")
+    assert str(caught.value).startswith("x.dcm: ") and str(caught.value).endswith(".")
+
+
+def test_a_jpeg_frame_of_many_scans_is_refused():
+    file = io.BytesIO()
+    Image.fromarray(EIGHT).save(file, "JPEG", progressive=True)
+    frame, end = file.getvalue()[:-2], file.getvalue()[-2:]
+    scan = frame[frame.rindex(b"\xff\xda") :]
+    ds = data_set(EIGHT, PixelData=encapsulate([frame + scan * 50 + end], has_bot=False))
+    ds["PixelData"].is_undefined_length = True
+    assert read_dicom(written(ds, JPEGBaseline8Bit), "x").pixels.shape == (64, 64)
+    ds.PixelData = encapsulate([frame + scan * 200 + end], has_bot=False)
+    with pytest.raises(ValueError, match="^x: its JPEG Baseline compressed pixels are damaged.$"):
+        read_dicom(written(ds, JPEGBaseline8Bit), "x")
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.113619.5.2", "1.2.3.4", RLELossless])
+def test_uncompressed_pixels_are_read_only_where_the_syntax_says_how(uid):
+    """Those of the first, GE's, are big-endian."""
+    syntax = ExplicitVRLittleEndian.encode() + b"\0"
+    content = dicom(RAMP, 12).replace(syntax, uid.encode().ljust(len(syntax), b"\0"))
+    with pytest.raises(ValueError, match="^x: its pixels are uncompressed, which its transfer"):
+        read_dicom(content, "x")
+    without = dicom(RAMP, 12).replace(syntax, bytes(len(syntax)))
+    np.testing.assert_array_equal(
+        read_dicom(without, "x").pixels, read_dicom(dicom(RAMP, 12), "x").pixels
+    )
 
 
 def test_a_deflated_bomb_is_refused_before_it_unfolds(monkeypatch):
