@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import sys
+import traceback
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ could not do its work; 130 if it was interrupted.
 
 
 def predict(
-    paths: Iterable[str | os.PathLike],
+    paths: str | os.PathLike | Iterable[str | os.PathLike],
     model: CxrPreTrainedModel,
     processor: CxrImageProcessor,
     *,
@@ -61,7 +62,7 @@ def predict(
     folder.
 
     Args:
-        paths: files and folders, none inside another.
+        paths: a file or folder, or several, none inside another.
         method, target: of the heatmaps, see `CxrPreTrainedModel.assess`.
         heatmaps: folder to draw them in, one PNG a file, over the X-ray at its own size; colour is
             the heatmap times the probability of the class it explains. Needs `method`.
@@ -77,6 +78,8 @@ def predict(
     Raises:
         ValueError: no such method or class, or `heatmaps` without `method`.
     """
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
     if heatmaps is not None and method is None:
         raise ValueError(f"heatmaps in {heatmaps} need a method: {', '.join(CAM_METHODS)}.")
 
@@ -259,3 +262,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.stderr.write("predict.py: interrupted; the same command goes on from here.\n")
         sys.exit(130)
+    except Exception:  # Python's own exit code for these is 1, which here means something else
+        traceback.print_exc()
+        sys.exit(2)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import timm
 from huggingface_hub.errors import HFValidationError, HTTPError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from .configuration_cxr import (
@@ -103,10 +104,13 @@ def load_model(name: str) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
 
     Raises:
         ValueError: another kind of model, or one without this project's image processor.
-        OSError: there is no such model, or the Hub cannot be reached.
+        OSError: there is no such model, its weights are damaged, or the Hub cannot be reached.
     """
     _load_config(name)
-    model = AutoModelForImageClassification.from_pretrained(name).eval()
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name).eval()
+    except SafetensorError as error:
+        raise OSError(f"the weights of {name} are damaged ({_first_line(error)}).") from error
     return model, _load_processor(name)
 
 

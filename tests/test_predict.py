@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
+from dicom_files import dicom
 from PIL import Image
 
 import predict as script
@@ -155,29 +156,11 @@ def test_every_file_of_a_mixed_folder_has_its_row_and_the_exit_code_tells_of_err
 
 
 def test_a_dicom_series_has_a_row_a_file(tmp_path, model_folder, monkeypatch):
-    pytest.importorskip("pydicom")
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
     monkeypatch.chdir(tmp_path)
     folder = write_xrays(tmp_path / "series", ["z.png"])
-    for number in range(3):
-        dataset = Dataset()
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
-        dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-        dataset.Modality, dataset.BodyPartExamined, dataset.ViewPosition = "DX", "CHEST", "PA"
-        if number == 2:
-            dataset.Modality = "MR"
-        dataset.PhotometricInterpretation, dataset.SamplesPerPixel = "MONOCHROME2", 1
-        pixels = np.asarray(xray(number))
-        dataset.Rows, dataset.Columns = pixels.shape
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
-        dataset.PixelRepresentation, dataset.PixelData = 0, pixels.tobytes()
-        dataset.save_as(folder / f"IM{number}", enforce_file_format=True)
+    for number, modality in enumerate(("DX", "DX", "MR")):
+        content = dicom(np.asarray(xray(number)), Modality=modality)
+        (folder / f"IM{number}").write_bytes(content)
     assert run("series", "--model", model_folder, "--output", "t.csv") == 1
     rows = {row["file"]: row for row in read_csv("t.csv")}
     assert list(rows) == ["series/IM0", "series/IM1", "series/IM2", "series/z.png"]
@@ -339,54 +322,9 @@ def test_a_heatmap_that_cannot_be_written_is_an_error_of_its_file(tmp_path, mode
         next(predict([folder], model, processor, heatmaps=tmp_path / "maps"))
 
 
-# ------------------------------------------------------------------------------------------- usage
-
-
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        ([], "the following arguments are required"),
-        (["in", "--output", "t.csv"], "required: --model"),
-        (["in", "--model", "M", "--output", "t.txt"], "t.txt ends in neither .csv nor .jsonl"),
-        (["in", "--model", "M", "--output", "t.csv", "--batch_size", "0"], "--batch_size is 0"),
-        (["in", "--model", "M", "--output", "t.csv", "--target", "NORMAL"], "for --heatmaps"),
-        (["in", "--model", "M", "--output", "t.csv", "--method", "x"], "invalid choice: 'x'"),
-    ],
-)
-def test_wrong_flags_are_a_sentence_and_exit_code_2(flags, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(*flags)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "paths, flags, message",
-    [
-        (["nowhere"], [], "nowhere does not exist; name files or folders."),
-        (["empty"], [], "there are no files in empty."),
-        (["in", "in/a.png"], [], "in/a.png is named twice, or lies in .*in."),
-        (["in", "./in"], [], "in is named twice"),
-        (["in"], ["--heatmaps", "m", "--target", "MASS"], "--target MASS is no class; choose NORM"),
-        (["in"], ["--model", "gone/gone/gone"], "neither a folder with a saved model nor a Hub id"),
-    ],
-)
-def test_what_cannot_work_is_a_sentence_before_anything_is_written(
-    paths, flags, message, tmp_path, model_folder, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    write_xrays(tmp_path / "in", ["a.png"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises((ValueError, OSError), match=message):
-        run(*paths, "--model", model_folder, "--output", "t.csv", *flags)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "in"]
-
-
-def test_an_error_is_one_line_on_stderr_and_exit_code_2(run_python, tmp_path, model_folder):
-    folder = write_xrays(tmp_path / "in", ["a.png"])
-    (tmp_path / "file").write_text("")
-    args = [SCRIPT, folder, "--model", model_folder, "--output", tmp_path / "file" / "t.csv"]
-    result = run_python(args)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("predict.py: error: ")
-    assert "Traceback" not in result.stderr
+def test_one_path_needs_no_list(tmp_path, model_folder):
+    folder = write_xrays(tmp_path / "in", ["a.png", "b.png"])
+    model, processor = load_model(str(model_folder))
+    for path in (folder, str(folder)):
+        found = [Path(prediction.file).name for prediction in predict(path, model, processor)]
+        assert found == ["a.png", "b.png"]
