@@ -1,4 +1,4 @@
-"""The endpoints, which are the MCP tools too: their docstrings are what a caller reads."""
+"""The endpoints, of which two are MCP tools too: their docstrings are what a caller reads."""
 
 import functools
 from collections.abc import Callable
@@ -76,7 +76,7 @@ def endpoints(
         Args:
             image: The image file: PNG, JPEG, TIFF or DICOM, 8 to 16 bits.
             model: The model to ask.
-            target: The class to explain; by default the most probable one.
+            target: The class to explain, or "most probable class".
             method: grad_cam, grad_cam_plus_plus, hires_cam, layer_cam or score_cam (slow).
         """
         classifier = choose(model)
@@ -106,6 +106,7 @@ def endpoints(
             raise ValueError("There is no image in these files.")
         return [row.cells for row in rows], save_csv(rows, csv_file)
 
+    predict_batch._mcp_type = "none"  # no tool: Gradio's MCP server cannot pass on a list of files
     return predict, heatmap, predict_batch
 
 

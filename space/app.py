@@ -12,20 +12,14 @@ import signal
 import sys
 from pathlib import Path
 
+import cleanup  # before Gradio, which takes its folder when it is imported
 import gradio as gr
 import widgets
 from api import PREDICTED, endpoints, sentence
 from batch import LIMITS, assess_entries, read_uploads
-from files import (
-    UPLOAD_MINUTES,
-    names_and_paths,
-    own_temporary_folder,
-    read_upload,
-    save_csv,
-    save_grey,
-)
+from files import Page, names_and_paths, read_upload, save_csv, save_grey
 from gradio.data_classes import FileData
-from models import Classifier, default_model_ids, load_classifiers
+from models import SLOW, Classifier, default_model_ids, load_classifiers
 
 TITLE = "Chest X-ray classifier"
 NOTICE = "<b>Research only, not a medical device.</b> Base no decision about a patient on it."
@@ -36,12 +30,19 @@ METHODS = {
     "grad_cam_plus_plus": "Grad-CAM++",
     "hires_cam": "HiResCAM",
     "layer_cam": "Layer-CAM",
-    "score_cam": "Score-CAM (slow: up to a minute)",
+    SLOW: "Score-CAM (slow: up to a minute)",
 }
 ONE = {"concurrency_id": "one", "concurrency_limit": 1}
+HEAT = {"concurrency_id": "heat", "concurrency_limit": 4}  # so that none waits for a Score-CAM
 MANY = {"concurrency_id": "many", "concurrency_limit": 1}
 PUBLIC = {"preprocess": False, "api_visibility": "public"}
 PRIVATE = {"preprocess": False, "api_visibility": "private"}
+# At once, in the browser: what is said of one image never stays beside another's name. A new image
+# is not kept waiting by a slow method.
+NEW_IMAGE = f"""(image, method) => {{
+    Object.assign((window.cxr ??= {{}}), {{ path: image?.path }});
+    return [null, null, method === "{SLOW}" ? "grad_cam" : method];
+}}"""
 
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -64,9 +65,10 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
     """Lays out the page and its API."""
     names, models = list(classifiers), list(classifiers.values())
     classes = dict.fromkeys(name for each in models for name in each.classes)
-    with gr.Blocks(
-        title=TITLE, analytics_enabled=False, delete_cache=(60, UPLOAD_MINUTES * 60)
-    ) as page:
+    findings = {each.finding for each in models}
+    # Side by side, heat of one class: what the models look for, where it is the same.
+    explained = (findings.pop() if len(findings) == 1 else None) or PREDICTED
+    with Page(title=TITLE, analytics_enabled=False, delete_cache=cleanup.DELETE_CACHE) as page:
         widgets.html("title", f"<h1>{TITLE}</h1><p id='notice'>{NOTICE}</p>")
         with gr.Tabs():
             with gr.Tab("One X-ray"), gr.Row():
@@ -75,9 +77,9 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
                     image = gr.File(label=label, type="binary", height=150, elem_id="image")
                     widgets.examples("examples")
                 with gr.Column(scale=3, min_width=280):
-                    results = widgets.live("results", "What the models say appears here.")
+                    results = widgets.answer("results", "What the models say appears here.")
                     with gr.Row(elem_id="choices"):
-                        target = _choice([PREDICTED, *classes], "Heatmap for")
+                        target = _choice([PREDICTED, *classes], "Heatmap for", value=explained)
                         methods = [(label, name) for name, label in METHODS.items()]
                         method = _choice(methods, "Method")
                     viewer = widgets.viewer("viewer")
@@ -96,14 +98,14 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
             with gr.Tab("Report"):
                 reported = _choice(names, "Model's own card")
                 report = widgets.live("report")
-        widgets.html("footer", widgets.footer(models, UPLOAD_MINUTES))
+        widgets.html("footer", widgets.footer(models, cleanup.UPLOAD_MINUTES))
         answer = gr.JSON(label="Answer", visible=False)
         overlay = gr.Image(label="X-ray under its heatmap", visible=False)
         answers = gr.JSON(label="Rows", visible=False)
         csv_file = gr.File(label="The rows as CSV", visible=False)
 
         def look(upload, target, method):
-            """What the models say, and the viewer's value."""
+            """What the models say, and the picture."""
             content = read_upload(upload)
             image = models[0].processor.open(content)
             answers, pictures = {}, {}
@@ -116,14 +118,18 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
                     pictures[each] = f"this model has no class {target}."
             grey = FileData(path=save_grey(content, image.pixels, viewer)).model_dump()
             html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
-            return widgets.results(answers, image.warnings), {"grey": grey, "html": html}
+            return widgets.results(answers, image), {"grey": grey, "html": html}
 
         def show(upload: dict | None, target: str, method: str):
             """Fills the page for an image."""
+            if upload is None:
+                return None, None
+            path = {"path": upload["path"]}
             try:
-                return (None, None) if upload is None else look(upload, target, method)
+                said, picture = look(upload, target, method)
             except (ValueError, ImportError) as error:
-                return widgets.problem(sentence(error)), None
+                return path | {"html": widgets.problem(sentence(error))}, None
+            return path | {"html": said}, path | picture
 
         def show_heat(upload: dict | None, target: str, method: str):
             """Draws the heat anew; what the models say stays, unless the image is gone."""
@@ -145,9 +151,9 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
                 yield widgets.problem(sentence(error)), None, None, gr.skip()
                 return
             yield (
-                widgets.summary(rows),
-                widgets.table(rows, classifier.classes),
-                widgets.contact_sheet(rows, classifier.classes),
+                widgets.summary(rows, classifier.name),
+                widgets.table(rows, classifier),
+                widgets.contact_sheet(rows, classifier.finding),
                 gr.DownloadButton(value=path, interactive=True),
             )
 
@@ -157,31 +163,35 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
         def show_report(model: str):
             return widgets.report(classifiers[model])
 
-        one = [image, target, method]
+        one, shown = [image, target, method], [results, viewer]
         many = [progress, table, sheet, download]
-        last = {**PRIVATE, **ONE, "trigger_mode": "always_last"}
-        # At once, in the browser: what is said of one image never stays beside another's name.
-        image.change(
-            None, None, [results, viewer], js="() => [null, null]", api_visibility="private"
+        image.change(None, [image, method], [*shown, method], js=NEW_IMAGE,
+                     api_visibility="private")  # fmt: skip
+        last = {**PRIVATE, "trigger_mode": "always_last"}
+        image.change(show, one, shown, show_progress_on=results, **last, **ONE)
+        heat = gr.on([target.change, method.change], show_heat, one, shown,
+                     show_progress_on=viewer, **last, **HEAT)  # fmt: skip
+        gr.on(image.change, None, cancels=heat, **PRIVATE)
+        reading = run.click(
+            show_batch, [files, model], many, show_progress="hidden", **PRIVATE, **MANY
         )
-        image.change(show, one, [results, viewer], show_progress_on=results, **last)
-        gr.on([target.change, method.change], show_heat, one, [results, viewer],
-              show_progress_on=viewer, **last)  # fmt: skip
-        gr.on([files.change, model.change], forget_batch, None, many, queue=False, **PRIVATE)
-        run.click(show_batch, [files, model], many, show_progress="hidden", **PRIVATE, **MANY)
+        other = [files.change, model.change]
+        gr.on(other, None, cancels=reading, **PRIVATE)  # first, so that it ends empty
+        gr.on(other, forget_batch, None, many, queue=False, **PRIVATE)
         gr.on([page.load, reported.change], show_report, reported, report, **PRIVATE)
 
         predict, heatmap, predict_batch = endpoints(classifiers, overlay, csv_file)
         gr.on([], predict, [image, model], answer, api_name="predict", **PUBLIC, **ONE)
         gr.on([], heatmap, [image, model, target, method], [overlay, answer], api_name="heatmap",
-              **PUBLIC, **ONE)  # fmt: skip
+              **PUBLIC, **HEAT)  # fmt: skip
         gr.on([], predict_batch, [files, model], [answers, csv_file], api_name="predict_batch",
               **PUBLIC, **MANY)  # fmt: skip
-    return page.queue(max_size=32)
+    # Without `api_open=False`, requests to /run would pass by the queue and its limits.
+    return page.queue(max_size=32, api_open=False)
 
 
-def _choice(choices, label):
-    return gr.Dropdown(choices, label=label, filterable=False, min_width=240)
+def _choice(choices, label, **options):
+    return gr.Dropdown(choices, label=label, filterable=False, min_width=240, **options)
 
 
 def main() -> None:
@@ -194,7 +204,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # One port: on a second one, Gradio's MCP server does not start.
     port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
-    with own_temporary_folder():
+    with cleanup.own_temporary_folder():
         page = build_page(classifiers)
         try:
             page.launch(

@@ -32,7 +32,10 @@ LIMITS = (
 TOO_LARGE = f"The file is larger than {MAX_FILE_BYTES // MEGABYTE} MB."
 
 _ARCHIVE = b"PK\x03\x04"
-_EMPTY_ARCHIVE = b"PK\x05\x06"
+_EMPTY_ARCHIVE = b"PK\x05\x06"  # also the last record of any archive
+_LOCATOR = b"PK\x06\x07"  # 20 bytes, right before that record
+# What `zipfile` raises of archives that are damaged, lie, or are of a kind that it does not know.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 class Entry(NamedTuple):
@@ -93,33 +96,34 @@ def _file(name, content):
 
 
 def _members(file, archive):
-    size = _directory_size(file)
-    if size is None:
-        yield Entry(archive, None, "The archive is damaged.")
-        return
-    if size > MAX_DIRECTORY_BYTES:
-        yield Entry(archive, None, f"The archive has far more than {MAX_FILES} members.")
+    problem = _directory_problem(file)
+    if problem:
+        yield Entry(archive, None, problem)
         return
     try:
         with zipfile.ZipFile(file) as opened:
             for info in opened.infolist():
                 if not info.is_dir() and not _is_clutter(info.filename):
                     yield _member(opened, info, harmless(f"{archive}/{info.filename}"))
-    except zipfile.BadZipFile:
+    except _DAMAGE:
         yield Entry(archive, None, "The archive is damaged.")
 
 
-def _directory_size(file) -> int | None:
-    """Bytes of a zip's table of contents, by its last record (APPNOTE 4.3.16); `zipfile` would
-    build an object for each of a million members before any could be counted.
+def _directory_problem(file) -> str | None:
+    """What a zip's last records say against reading its table of contents (APPNOTE 4.3.15, 16);
+    `zipfile` would build an object for each of a million members before any could be counted.
     """
     end = file.seek(0, io.SEEK_END)
-    file.seek(max(0, end - 65_557))
+    file.seek(max(0, end - 65_557 - 20))
     tail = file.read()
     start = tail.rfind(_EMPTY_ARCHIVE)
     if start < 0 or len(tail) < start + 22:
-        return None
-    return struct.unpack_from("<I", tail, start + 12)[0]
+        return "The archive is damaged."
+    if tail[:start][-20:].startswith(_LOCATOR):
+        return "The archive is of the kind for huge ones (ZIP64); pack the files anew."
+    if struct.unpack_from("<I", tail, start + 12)[0] > MAX_DIRECTORY_BYTES:
+        return f"The archive has far more than {MAX_FILES} members."
+    return None
 
 
 def _is_clutter(name):
@@ -130,6 +134,9 @@ def _is_clutter(name):
 def _member(archive, info, name) -> Entry:
     if info.flag_bits & 1:
         return Entry(name, None, "It is encrypted; take the password off.")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Of the others, `zipfile` decompresses a whole block at once: gigabytes out of 600 bytes.
+        return Entry(name, None, "It is compressed in a way that is not read; make a usual zip.")
     if info.file_size > MAX_FILE_BYTES:
         return Entry(name, None, TOO_LARGE)
     if info.file_size > MAX_RATIO * max(info.compress_size, 1024):
@@ -137,8 +144,8 @@ def _member(archive, info, name) -> Entry:
     try:
         with archive.open(info) as member:
             content = member.read(info.file_size + 1)  # the size that it states may be a lie
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
-        return Entry(name, None, "It is damaged, or compressed in a way that cannot be read.")
+    except _DAMAGE:
+        return Entry(name, None, "It is damaged and cannot be read.")
     if content.startswith(_ARCHIVE):
         return Entry(name, None, "An archive inside an archive is not opened.")
     return Entry(name, content)
@@ -170,7 +177,8 @@ def _assess(classifier, entry, thumbnails):
         image = classifier.processor.open(entry.content)
     except ValueError as error:
         return Row(classifier.row(entry.name, error=_own_words(error)), None)
-    assessment = classifier.assess(image, method="grad_cam" if thumbnails else None)
+    method = "grad_cam" if thumbnails else None
+    assessment = classifier.assess(image, classifier.finding, method)
     thumbnail = _thumbnail(classifier, image, assessment) if thumbnails else None
     return Row(classifier.row(entry.name, assessment), thumbnail)
 

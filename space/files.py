@@ -4,20 +4,38 @@ import errno
 import hashlib
 import os
 import secrets
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
+import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 from batch import MAX_FILE_BYTES, TOO_LARGE, Row, to_csv
+from cleanup import UPLOAD_MINUTES
+from gradio.exceptions import InvalidPathError
 from PIL import Image
 
-UPLOAD_MINUTES = 10  # time to compare classes and methods
 _SECRET = secrets.token_bytes(16)  # so that a picture's address cannot be told from the picture
+
+
+class Page(gr.Blocks):
+    """A page that logs where an error arose and of what kind, but not its words: these, which
+    Gradio would print, name uploads.
+    """
+
+    async def process_api(self, *args, **kwargs):
+        try:
+            return await super().process_api(*args, **kwargs)
+        except gr.Error:
+            raise
+        except InvalidPathError:  # of the page as it was before a restart, or made up
+            problem = "The upload is not on this server any more; repeat it."
+        except Exception as error:
+            traceback.print_tb(error.__traceback__.tb_next)
+            print(type(error).__name__, file=sys.stderr)
+            problem = "This could not be answered; check what is sent, or try again later."
+        raise gr.Error(problem, print_exception=False)
 
 
 def read_upload(upload: dict | None) -> bytes:
@@ -110,30 +128,3 @@ def _reserve(component, name):
     folder.mkdir(parents=True)
     component.temp_files.add(str(folder / name))
     return str(folder / name)
-
-
-@contextmanager
-def own_temporary_folder() -> Iterator[None]:
-    """Gives Gradio a folder for all it writes: swept while it runs, gone when it ends."""
-    parent = os.environ.get("GRADIO_TEMP_DIR")
-    if parent:
-        os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix="cxr-", dir=parent, ignore_cleanup_errors=True
-    ) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        threading.Thread(target=_sweep, args=(folder,), daemon=True).start()
-        yield
-
-
-def _sweep(folder):
-    """Deletes what Gradio does not: what interrupted uploads and requests left, empty folders."""
-    while True:
-        time.sleep(60)
-        oldest = time.time() - 60 * (UPLOAD_MINUTES + 2)
-        for path in sorted(Path(folder).rglob("*"), reverse=True):  # files before their folder
-            try:
-                if path.stat().st_mtime < oldest:
-                    path.rmdir() if path.is_dir() else path.unlink()
-            except OSError:
-                continue  # deleted at the same moment, or a folder in use

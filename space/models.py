@@ -3,6 +3,7 @@
 A model answers through the code stored beside its weights, so this folder needs nothing else.
 """
 
+import copy
 import os
 import re
 import threading
@@ -17,11 +18,17 @@ from transformers.utils.hub import extract_commit_hash
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("cxr-densenet121", "cxr-baseline")
+SLOW = "score_cam"  # a forward pass a channel
 FIGURE = re.compile(r"figures/[\w-]+\.png")
 
 
 class Classifier:
     """A model and its image processor.
+
+    Attributes:
+        classes: their names, in the model's order.
+        finding: class 1 of two exclusive ones, what such a model looks for; None for other models.
+        version: see `CxrPreTrainedModel.version`.
 
     Args:
         model_id: a Hub id or a folder that `save_pretrained` wrote; its own code is run.
@@ -53,6 +60,8 @@ class Classifier:
         self.model.eval()
         self.config = self.model.config
         self.classes = [self.config.id2label[index] for index in range(self.config.num_labels)]
+        binary = len(self.classes) == 2 and not self.config.is_multi_label
+        self.finding = self.classes[1] if binary else None
         self.version = self.model.version()
         # A forward pass uses every core, and a heatmap may hook the model: one at a time.
         self._lock = threading.Lock()
@@ -87,8 +96,10 @@ class Classifier:
             ValueError: no such class or method.
         """
         with self._lock:
-            (assessment,) = self.model.assess([image], self.processor, target, method)
-        return assessment
+            if method != SLOW:
+                return self.model.assess([image], self.processor, target, method)[0]
+            model = copy.deepcopy(self.model)  # so that nobody waits for it
+        return model.assess([image], self.processor, target, method)[0]
 
     def row(self, name: str, assessment=None, error: str | None = None) -> dict:
         """The row that `predict.py` writes for a file, of an assessment or of an error."""

@@ -1,5 +1,5 @@
 // Opacity, the choice of original or overlay, and download: all in the browser, nothing is sent.
-const state = { opacity: 1, shown: 1 };
+const state = Object.assign((window.cxr ??= {}), { opacity: 1, shown: 1 });
 element.addEventListener("input", ({ target }) => {
     if (target.name === "opacity") {
         state.opacity = target.value / 100;

@@ -20,22 +20,37 @@ EXAMPLES = {
     "not-an-x-ray.jpg": "No X-ray at all",
 }
 
-VIEWER = """<div class="tools" ${value ? "" : "hidden"}>
-    <label><input type="checkbox" name="heat" checked> Heatmap</label>
-    <label>Opacity <input type="range" name="opacity" min="0" max="100" step="1" value="100">
-    </label><output name="opacity">100 %</output>
+# An answer to another image than the one in the field, late or overtaken, is not shown.
+CURRENT = "value && value.path === window.cxr?.path"
+VIEWER = f"""<div class="tools" ${{{CURRENT} ? "" : "hidden"}}>
+    <label><input type="checkbox" name="heat" ${{window.cxr?.shown === 0 ? "" : "checked"}}> Heatmap
+    </label>
+    <label>Opacity <input type="range" name="opacity" min="0" max="100" step="1"
+    value="${{Math.round(100 * (window.cxr?.opacity ?? 1))}}"></label>
+    <output name="opacity">${{Math.round(100 * (window.cxr?.opacity ?? 1))}} %</output>
 </div>
-<p class="note" ${value ? "" : "hidden"}>Heat is where the model looked, times the probability of
-the class: an unlikely class stays pale.</p>
-<div class="panels">${value ? value.html.replaceAll('src="grey"', `src="${value.grey.url}"`) : ""}
+<p class="note" ${{{CURRENT} ? "" : "hidden"}}>Heat is where the model looked, times the probability
+of the class: an unlikely class stays pale.</p>
+<div class="panels">${{{CURRENT}
+    ? value.html.replaceAll('src="grey"', `src="${{value.grey.url}}"`) : ""}}
 </div>"""
 
 
-def live(elem_id: str, hint: str = "") -> gr.HTML:
-    """HTML that screen readers announce when it changes. Value: HTML, or None for the hint."""
+def live(elem_id: str, hint: str = "", shown: str = "value") -> gr.HTML:
+    """HTML that screen readers announce when it changes.
+
+    Args:
+        hint: text in its place while there is none.
+        shown: JavaScript that gives the HTML of `value`.
+    """
     hint = f'<p class="hint">{escape(hint)}</p>' if hint else ""
-    template = f'<div aria-live="polite">${{value || `{hint}`}}</div>'
+    template = f'<div aria-live="polite">${{({shown}) || `{hint}`}}</div>'
     return html(elem_id, html_template=template)
+
+
+def answer(elem_id: str, hint: str) -> gr.HTML:
+    """What is said of the image in the field. Value: {"path": of the upload, "html"}."""
+    return live(elem_id, hint, f"{CURRENT} && value.html")
 
 
 def html(elem_id: str, value=None, **options) -> gr.HTML:
@@ -48,7 +63,9 @@ def html(elem_id: str, value=None, **options) -> gr.HTML:
 
 
 def viewer(elem_id: str) -> gr.HTML:
-    """X-rays under their heat. Value: {"grey": the X-ray's FileData, "html": see `panels`}."""
+    """X-rays under their heat. Value: {"path": of the upload, "grey": the X-ray's FileData, "html":
+    see `panels`}.
+    """
     script = (HERE / "viewer.js").read_text(encoding="utf-8")
     return html(elem_id, html_template=VIEWER, js_on_load=script)
 
@@ -89,29 +106,31 @@ def _list(sentences, title) -> str:
 # -------------------------------------------------------------------------------------- one X-ray
 
 
-def results(answers: dict, image_warnings: tuple[str, ...]) -> str:
+def results(answers: dict, image) -> str:
     """What each model says, side by side, under what there is to say about the file.
 
     Args:
         answers: {Classifier: CxrAssessment}.
+        image: the `CxrImage` that they were given.
     """
-    cards = "".join(
-        _card(classifier, assessment, image_warnings) for classifier, assessment in answers.items()
-    )
-    return f'{_list(image_warnings, "About this file")}<div class="cards">{cards}</div>'
+    cards = "".join(_card(*item, image) for item in answers.items())
+    return f'{_list(image.warnings, "About this file")}<div class="cards">{cards}</div>'
 
 
-def _card(classifier, assessment, image_warnings):
-    own = [warning for warning in assessment.warnings if warning not in image_warnings]
+def _card(classifier, assessment, image):
+    own = [warning for warning in assessment.warnings if warning not in image.warnings]
     if assessment.refusal:
         body = f'<p class="decision refused">No answer</p><p>{escape(assessment.refusal)}</p>'
-    elif len(classifier.classes) == 2 and not classifier.config.is_multi_label:
+    elif classifier.finding:
         body = _two_classes(classifier, assessment)
     else:
         body = _many_classes(classifier, assessment)
-    if classifier.config.age_range:
+    if classifier.config.age_range and image.age is None and not assessment.refusal:
         low, high = classifier.config.age_range
-        body += f'<p class="meaning">It was trained on people of {low:g} to {high:g} years.</p>'
+        own.append(
+            f"The model was trained on people of {low:g} to {high:g} years, and the file does not "
+            "say how old this person is."
+        )
     return (
         f'<section class="card"><h2>{escape(classifier.name)}</h2>'
         f"{body}{_list(own, 'Before you believe it')}</section>"
@@ -119,24 +138,29 @@ def _card(classifier, assessment, image_warnings):
 
 
 def _two_classes(classifier, assessment):
-    config, name = classifier.config, classifier.classes[1]
+    config, name = classifier.config, classifier.finding
     p = assessment.probabilities[name]
     threshold = config.thresholds[0] if config.thresholds else 0.5
     band = config.abstention[0] if config.abstention else None
+    flagged = assessment.decided == (name,)
     if assessment.uncertain:
         decision = "Uncertain: a human should read this"
         why = (
             f"{percent(p)} lies where the model abstains, {percent(band[0])} to {percent(band[1])}."
         )
     else:
-        decision = assessment.decided[0]
-        side = "at or above" if decision == name else "below"
-        why = f"{percent(p)} is {side} the operating point, {percent(threshold)}."
+        decision = f"{'Flagged' if flagged else 'Not flagged'} as {name}"
+        side = "at or above" if flagged else "below"
+        why = f"{percent(p)} is {side} the operating point, {percent(threshold)}. "
+        if flagged != (p >= 0.5):
+            odds = "less likely than not, but" if flagged else "more likely than not, but only"
+            why += f"{name} is {odds} from there on the model flags it. "
+        why += "What that misses and what it raises in vain is under Report."
     kind = "uncertain" if assessment.uncertain else "sure"
     return (
         f'<p class="decision {kind}">{escape(decision)}</p>'
         f'<p class="number"><b>{escape(percent(p))}</b> probability of {escape(name)}</p>'
-        f"{_bar(p, threshold, band)}<p>{why}</p>"
+        f"{_bar(p, threshold, band)}{_key(band)}<p>{escape(why)}</p>"
         f'<p class="meaning">{escape(_meaning(config, name, p))}</p>'
     )
 
@@ -165,15 +189,20 @@ def _bar(p, threshold, band):
         marks += f'<i class="band" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
         words.append(f"uncertain from {percent(band[0])} to {percent(band[1])}")
     marks += f'<i class="fill" style="width:{100 * p:.2f}%"></i>'
-    key = ""
     if threshold is not None:
         marks += f'<i class="threshold" style="left:{100 * threshold:.2f}%"></i>'
         words.append(f"operating point {percent(threshold)}")
-        key = '<i class="threshold"></i> operating point '
-        key += '<i class="band"></i> uncertain' if band is not None else ""
     label = escape("; ".join(words))
-    key = f'<p class="key" aria-hidden="true">{key}</p>' if key else ""
-    return f'<div class="bar" role="img" aria-label="{label}">{marks}</div>{key}'
+    return f'<div class="bar" role="img" aria-label="{label}">{marks}</div>'
+
+
+def _key(band):
+    """What the marks of a bar mean."""
+    uncertain = '<i class="band"></i> uncertain' if band is not None else ""
+    return (
+        f'<p class="key" aria-hidden="true"><i class="threshold"></i> operating point {uncertain}'
+        "</p>"
+    )
 
 
 def _many_classes(classifier, assessment):
@@ -184,13 +213,15 @@ def _many_classes(classifier, assessment):
         p = assessment.probabilities[name]
         word = "uncertain" if name in assessment.uncertain else ""
         word = word or ("found" if name in assessment.decided else "")
-        bar = _bar(p, threshold, band).partition('<p class="key"')[0]
         rows.append(
-            f'<tr><th scope="row">{escape(name)}</th><td class="wide">{bar}</td>'
+            f'<tr><th scope="row">{escape(name)}</th>'
+            f'<td class="wide">{_bar(p, threshold, band)}</td>'
             f"<td>{escape(percent(p))}</td><td>{word}</td></tr>"
         )
-    found = ", ".join(assessment.decided) or "None of its classes"
-    parts = [f'<p class="decision sure">{escape(found)}</p>']
+    parts = []
+    if assessment.decided or not assessment.uncertain:
+        found = ", ".join(assessment.decided) or "None of its classes"
+        parts.append(f'<p class="decision sure">{escape(found)}</p>')
     if assessment.uncertain:
         names = escape(", ".join(assessment.uncertain))
         parts.append(
@@ -198,10 +229,17 @@ def _many_classes(classifier, assessment):
         )
     head = '<tr><th scope="col">Class</th><td></td><th scope="col">Probability</th>'
     head += '<th scope="col">Decision</th></tr>'
-    parts.append(f'<table class="classes"><thead>{head}</thead><tbody>{"".join(rows)}</tbody>')
-    parts.append("</table>")
-    if config.calibration is None:
-        parts.append("<p>Not calibrated: the numbers are scores, not shares of X-rays.</p>")
+    body = "".join(rows)
+    parts.append(f'<table class="classes"><thead>{head}</thead><tbody>{body}</tbody></table>')
+    if thresholds[0] is not None:
+        parts.append(_key(config.abstention))
+    meaning = "Not calibrated: the numbers are scores, not shares of X-rays."
+    if config.calibration is not None:
+        meaning = (
+            "Of 100 X-rays that score 30 % for a class, among those the model was calibrated on, "
+            "about 30 show it."
+        )
+    parts.append(f'<p class="meaning">{meaning}</p>')
     return "".join(parts)
 
 
@@ -267,9 +305,9 @@ def data_uri(content: bytes) -> str:
 # ----------------------------------------------------------------------------- many X-rays, report
 
 
-def table(rows, classes: list[str]) -> str:
+def table(rows, classifier: Classifier) -> str:
     """The rows of a batch: what a reader needs of `predict.py`'s columns."""
-    names = [classes[1]] if len(classes) == 2 else classes
+    names = [classifier.finding] if classifier.finding else classifier.classes
     head = ["File", "Status", "Decision", *[f"P({name})" for name in names], "Remarks"]
     lines = []
     for row in rows:
@@ -289,22 +327,23 @@ def table(rows, classes: list[str]) -> str:
     return _scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
-def summary(rows) -> str:
-    """How many files came to what."""
+def summary(rows, name: str) -> str:
+    """How many files came to what, by the model of this name."""
     statuses = [row.cells["status"] for row in rows]
     counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)]
-    return f"<p><b>{len(rows)} files:</b> {', '.join(counts)}.</p>"
+    return f"<p><b>{len(rows)} files by {escape(name)}:</b> {', '.join(counts)}.</p>"
 
 
-def contact_sheet(rows, classes: list[str]) -> str:
+def contact_sheet(rows, finding: str | None) -> str:
+    """The thumbnails, each under what the model says; with the probability of its one finding."""
     figures = []
     for row in rows:
         if row.thumbnail is None:
             continue
         cells = row.cells
         said = cells["decision"] or cells["status"]
-        if len(classes) == 2 and cells[f"probability_{classes[1]}"] is not None:
-            said += f", P({classes[1]}) {percent(cells[f'probability_{classes[1]}'])}"
+        if finding and cells["decision"]:
+            said += f", P({finding}) {percent(cells[f'probability_{finding}'])}"
         figures.append(
             f'<figure><img src="{data_uri(row.thumbnail)}" alt="">'
             f"<figcaption>{escape(cells['file'])}<br><b>{escape(said)}</b></figcaption></figure>"
@@ -354,7 +393,8 @@ def footer(classifiers: list[Classifier], minutes: int) -> str:
     models = "".join(f"<li>{_version(classifier)}</li>" for classifier in classifiers)
     return (
         "<p><b>Your upload</b> is read on this server and goes nowhere else. It is kept in a "
-        f"temporary file, and deleted after {minutes} minutes and when the server stops. "
+        f"temporary file, and deleted after {minutes} minutes and when the server stops. Pictures "
+        "made of it go as long after they were last shown. "
         "Do not upload what identifies a person.</p>"
         f"<p><b>Models</b>, with their evidence under Report:</p><ul>{models}</ul>"
     )

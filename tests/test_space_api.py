@@ -1,7 +1,10 @@
 """The Space as a program meets it: its endpoints, the commands of its README, how it starts."""
 
+import ast
 import asyncio
+import base64
 import csv
+import io
 import json
 import os
 import re
@@ -187,20 +190,39 @@ def test_three_endpoints_are_public_and_described(served):
     assert not api["unnamed_endpoints"]
     for endpoint in endpoints.values():
         assert "Research only" in endpoint["description"]
+    assert endpoints["/heatmap"]["parameters"][2]["parameter_default"] == PREDICTED
 
 
-def test_the_endpoints_are_mcp_tools_with_described_inputs(served):
+def test_two_endpoints_are_mcp_tools_that_answer(served, models, images):
     async def talk():
         url = served.url + "gradio_api/mcp/"
         async with streamable_http_client(url) as (read, write, _):
             async with ClientSession(read, write) as session:
                 await session.initialize()
-                return (await session.list_tools()).tools
+                tools = (await session.list_tools()).tools
+                content = base64.b64encode((images / "8bit.png").read_bytes()).decode()
+                inputs = {"image": f"data:image/png;base64,{content}", "model": "tiny-baseline"}
+                answers = [
+                    await session.call_tool(tool.name, inputs, progress_callback=ignore)
+                    for tool in tools
+                ]
+                return tools, answers
 
-    tools = {tool.name: tool.inputSchema["properties"] for tool in asyncio.run(talk())}
-    assert sorted(tools) == ["heatmap", "predict", "predict_batch"]
-    assert list(tools["heatmap"]) == ["image", "model", "target", "method"]
-    assert all(parameter["description"] for tool in tools.values() for parameter in tool.values())
+    async def ignore(progress, total, message):
+        pass
+
+    tools, (answer, drawn) = asyncio.run(talk())
+    assert [tool.name for tool in tools] == ["predict", "heatmap"]
+    inputs = [tool.inputSchema["properties"] for tool in tools]
+    assert list(inputs[1]) == ["image", "model", "target", "method"]
+    assert all(one["description"] for properties in inputs for one in properties.values())
+    expected = models["tiny-baseline"].assess(images / "8bit.png")
+    given = ast.literal_eval(answer.content[0].text)
+    assert given["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn.content[0].data))))
+    saved = models["tiny-baseline"]
+    pixels, heat = saved.processor.open(images / "8bit.png").pixels, saved.heat(images / "8bit.png")
+    assert np.abs(picture.astype(int) - saved.processor.overlay(pixels, heat)).max() <= 1
 
 
 # ----------------------------------------------------------------------------------- its README

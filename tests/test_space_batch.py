@@ -2,7 +2,9 @@
 
 import importlib.util
 import io
+import shutil
 import struct
+import subprocess
 import tracemalloc
 import zipfile
 
@@ -14,8 +16,8 @@ batch = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(batch)
 
 
-def archive(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+def archive(path, members, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as file:
         for name, content in members.items():
             file.writestr(name, content)
     return path
@@ -75,24 +77,75 @@ LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
     ("signature", "offset", "value", "error"),
     [
         (CENTRAL, 8, b"\x01\x00", "encrypted"),
-        (CENTRAL, 10, b"\x63\x00", "compressed in a way that cannot be read"),
+        (CENTRAL, 10, b"\x63\x00", "compressed in a way that is not read"),
         (CENTRAL, 16, b"\x00\x00\x00\x00", "damaged"),
         (CENTRAL, 24, struct.pack("<I", 64 * 2**20 + 1), "larger than 64 MB"),
+        (CENTRAL, 6, b"\xff\x00", "damaged"),
+        (CENTRAL, 8, b"\x00\x08\x0e\x00", "compressed in a way that is not read"),
+        (CENTRAL, 46, b"\xff", "damaged"),
         (LOCAL, 26, b"\xff\xff", "damaged"),
+        (LOCAL, 30, b"\xff", "damaged"),
         (END, 12, struct.pack("<I", 2**31), "far more than 200 members"),
         (END, 12, struct.pack("<I", 2**19), "damaged"),
         (END, 0, b"PK\x00\x00", "damaged"),
     ],
-    ids="encrypted method checksum size local many directory end".split(),
+    ids="encrypted method checksum size version lzma name local called many directory end".split(),
 )
 def test_a_damaged_or_lying_archive(tmp_path, signature, offset, value, error):
-    packed = archive(tmp_path / "x.zip", {"a.png": bytes(range(256))})
-    (entry,) = read(change(packed, signature, offset, value))
+    packed = archive(tmp_path / "x.zip", {"ä.png": bytes(range(256))})
+    (tmp_path / "b.png").write_bytes(b"b")
+    entry, other = read(change(packed, signature, offset, value), tmp_path / "b.png")
     assert entry.content is None and error in entry.error
+    assert other == batch.Entry("b.png", b"b")
 
 
-def test_a_member_larger_than_it_says_costs_no_memory(tmp_path):
-    packed = archive(tmp_path / "x.zip", {"a.png": bytes(60 * 2**20)})
+@pytest.mark.parametrize(
+    "made", [["zip", "-q", "x.zip", "a.png"], ["jar", "cf", "x.zip", "a.png"]], ids=lambda m: m[0]
+)
+def test_an_archive_of_another_program(tmp_path, made):
+    if not shutil.which(made[0]):
+        pytest.skip(f"there is no command {made[0]}")
+    (tmp_path / "a.png").write_bytes(b"a")
+    subprocess.run(made, cwd=tmp_path, check=True)
+    assert batch.Entry("x.zip/a.png", b"a") in read(tmp_path / "x.zip")
+
+
+class Pipe(io.BytesIO):
+    """What an archive is streamed into: the size of a member follows it."""
+
+    def tell(self):
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize("force_zip64", [False, True], ids=["usual", "zip64 sizes"])
+def test_an_archive_that_was_streamed(tmp_path, force_zip64):
+    file = Pipe()
+    with zipfile.ZipFile(file, "w") as written:
+        with written.open("a.png", "w", force_zip64=force_zip64) as member:
+            member.write(b"a")
+    (tmp_path / "x.zip").write_bytes(file.getvalue())
+    assert read(tmp_path / "x.zip") == [batch.Entry("x.zip/a.png", b"a")]
+
+
+@pytest.mark.parametrize("comment", [b"", b"c" * 65_535], ids=["last", "before a comment"])
+def test_a_table_of_contents_behind_a_small_one_is_not_read(tmp_path, monkeypatch, comment):
+    """ZIP64: `zipfile` would take the place and size of the table from the larger record."""
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
+    packed = archive(tmp_path / "x.zip", {"a.png": b"a", "b.png": b"b"})
+    change(packed, END, 10, struct.pack("<HI", 2, 100))
+    with zipfile.ZipFile(packed, "a") as file:
+        file.comment = comment
+    (entry,) = read(packed)
+    assert entry.content is None and "ZIP64" in entry.error
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA],
+    ids=["deflate", "bzip2", "lzma"],
+)
+def test_a_member_larger_than_it_says_costs_no_memory(tmp_path, compression):
+    packed = archive(tmp_path / "x.zip", {"a.png": bytes(60 * 2**20)}, compression)
     change(packed, CENTRAL, 24, struct.pack("<I", 1000))
     tracemalloc.start()
     (entry,) = read(packed)

@@ -1,5 +1,7 @@
 """The Space under visitors who hang up, send garbage, or find its disk full or its models gone."""
 
+import asyncio
+import base64
 import io
 import itertools
 import json
@@ -9,7 +11,7 @@ import socket
 import subprocess
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 import httpx
@@ -19,6 +21,8 @@ import pytest
 import space_server
 import torch
 from dicom_files import dicom
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 from space_server import CLASSES, LIBRARIES, SPACE, save, serve
 
@@ -72,6 +76,24 @@ def call(http, endpoint, *data):
     stream = http.get(f"call/{endpoint}/{joined.json()['event_id']}").text
     event, data = stream.strip().split("\n\n")[-1].split("\n", 1)
     return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+
+def ask_tool(served, tool, **arguments):
+    """An MCP tool's answer: whether it is an error, and its text."""
+
+    async def talk():
+        url = f"{served.url}gradio_api/mcp/"
+        async with streamable_http_client(url) as (read, write, _):
+            async with ClientSession(read, write) as session:
+                await session.initialize()
+                return await session.call_tool(tool, arguments)
+
+    answer = asyncio.run(talk())
+    return answer.isError, answer.content[0].text
+
+
+def data_uri(content):
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def is_sentence(text):
@@ -169,27 +191,69 @@ def test_garbage(served, http, questions):
     assert not inside
 
 
+GONE = "The upload is not on this server any more; repeat it."
+REFUSED = "This could not be answered; check what is sent, or try again later."
+
+
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "../../../../etc/passwd", "{log}", "http://127.0.0.1:9/x.png", ""]
+    ("path", "said"),
+    [
+        ("/etc/passwd", GONE),
+        (f"../../../../etc/{SECRET}.png", GONE),
+        (f"/tmp/cxr-uploads-0123456789abcdef/0/{SECRET}.png", GONE),  # of an earlier process
+        ("{log}", GONE),
+        (f"http://127.0.0.1:9/{SECRET}.png", REFUSED),
+        (f"https://{SECRET}.invalid/{SECRET}.png", REFUSED),
+        ("", GONE),
+    ],
 )
-def test_only_uploads_are_read(served, http, questions, path):
+def test_only_uploads_are_read(served, http, questions, path, said):
     path = path.format(log=served.log)
-    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    for endpoint, data in (("predict", [file, "tiny"]), ("predict_batch", [[file], "tiny"])):
+    file = {"path": path, "orig_name": f"{SECRET}.png", "meta": {"_type": "gradio.FileData"}}
+    for endpoint, data in (
+        ("predict", [file, "tiny"]),
+        ("heatmap", [file, "tiny", "NORMAL", "grad_cam"]),
+        ("predict_batch", [[file], "tiny"]),
+    ):
         event, answer = call(http, endpoint, *data)
-        assert event == "error" or event in range(400, 500), (event, answer)
+        assert event == "error" and answer["error"] == said
     check_well(served, questions)
 
 
 @pytest.mark.parametrize(
+    "image", [f"/home/{SECRET}.png", f"http://127.0.0.1:9/{SECRET}.png", data_uri(b"garbage")]
+)
+def test_a_tool_that_is_given_no_image(served, questions, image):
+    is_error, text = ask_tool(served, "predict", image=image, model="tiny")
+    assert is_error and text
+    check_well(served, questions)
+
+
+@pytest.mark.parametrize("endpoint", ["predict", "show"])
+def test_nobody_passes_by_the_queue(http, questions, endpoint):
+    file = send(http, questions[0].content)
+    data = {"predict": [file, "tiny"], "show": [file, "most probable class", "grad_cam"]}
+    reply = http.post(f"run/{endpoint}", json={"data": data[endpoint]})
+    assert reply.status_code == 404
+
+
+@pytest.mark.parametrize(
     "data",
-    [[], ["x", "tiny"], [{"path": None}, "tiny"], [7, 8, 9, 10], [[[]], {}], [None, None]],
+    [
+        [],
+        ["x", "tiny"],
+        [{"path": None}, "tiny"],
+        [{"path": f"{SECRET}.png", "size": f"{SECRET}.png"}, "tiny"],
+        [7, 8, 9, 10],
+        [[[]], {}],
+        [None, None],
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("endpoint", ["predict", "heatmap", "predict_batch"])
 def test_calls_of_another_shape(served, http, questions, endpoint, data):
-    event, _ = call(http, endpoint, *data)
-    assert event == "error" or event in range(400, 500)
+    event, answer = call(http, endpoint, *data)
+    assert event in range(400, 500) or event == "error" and is_sentence(answer["error"])
     check_well(served, questions)
 
 
@@ -215,12 +279,15 @@ def test_models_gone_at_start_are_one_sentence(run_python, folder, tmp_path):
     half = shutil.copytree(folder, tmp_path / "half")
     (half / "model.safetensors").unlink()
     for gone in (half, tmp_path / "gone"):
+        uploads = tmp_path / "uploads"
         env = {**LIBRARIES, "MODEL_ID": str(gone), "HF_HUB_OFFLINE": "1"}
+        env["GRADIO_TEMP_DIR"] = str(uploads)
         run = run_python(["app.py"], env=env, cwd=SPACE, isolated=True)
         assert run.returncode == 1
         sentence = run.stderr.strip().splitlines()[-1]
         assert sentence.startswith("MODEL_ID ") and is_sentence(sentence) and str(gone) in sentence
         assert "Traceback" not in run.stderr
+        assert not uploads.exists()
 
 
 def test_models_gone_while_running(folder, questions, tmp_path):
@@ -275,32 +342,41 @@ def test_full_disk(folder, questions, tmp_path):
 
 
 def test_files_are_deleted_in_time_and_at_the_end(folder, questions, tmp_path, monkeypatch):
-    """With the minutes of the Space shortened to a second, in a copy of it."""
-    quick = shutil.copytree(SPACE, tmp_path / "quick")
-    for file, long, short in (
-        ("files.py", "UPLOAD_MINUTES = 10", "UPLOAD_MINUTES = 0.02"),
-        ("files.py", "time.sleep(60)", "time.sleep(1)"),
-        ("files.py", "(UPLOAD_MINUTES + 2)", "UPLOAD_MINUTES"),
-        ("app.py", "delete_cache=(60,", "delete_cache=(1,"),
+    """With the ten minutes of the Space shortened to twelve seconds, in a copy of it."""
+    quick, temporary = shutil.copytree(SPACE, tmp_path / "quick"), tmp_path / "tmp"
+    text = (quick / "cleanup.py").read_text()
+    for long, short in (
+        ("UPLOAD_MINUTES = 10 ", "UPLOAD_MINUTES = 0.2 "),
+        ("SWEEP_SECONDS = 20\n", "SWEEP_SECONDS = 2\n"),
     ):
-        text = (quick / file).read_text()
         assert long in text
-        (quick / file).write_text(text.replace(long, short))
+        text = text.replace(long, short)
+    (quick / "cleanup.py").write_text(text)
     monkeypatch.setattr(space_server, "SPACE", quick)
-    (tmp_path / "served").mkdir()
+    temporary.mkdir()
     with (
-        serve(tmp_path / "served", [folder], OMP_NUM_THREADS="1") as served,
+        serve(tmp_path, [folder], OMP_NUM_THREADS="1", TMPDIR=str(temporary)) as served,
         connect(served) as http,
     ):
         (own,) = served.uploads.glob("cxr-*")
         (own / "interrupted").write_bytes(b"half an upload")
+        http.post("process_recording", files={"video": (f"{SECRET}.mp4", b"a recording")})
+        image = data_uri(questions[0].content)
+        is_error, text = ask_tool(served, "predict", image=image, model="tiny")
+        assert not is_error and "probabilities" in text
         assert [space_load.ask(http, question) for question in questions] == ["right", "right"]
-        end = time.monotonic() + 20
-        while served.temporary_files() and time.monotonic() < end:
-            time.sleep(0.2)
-        assert not served.temporary_files()
+        contents = [path.read_bytes() for path in own.rglob("*") if path.is_file()]
+        assert b"a recording" in contents and contents.count(questions[0].content) >= 2
+        assert set(served.temporary_files()) == {p for p in own.rglob("*") if p.is_file()}
+        oldest, end = 0, time.monotonic() + 20
+        while (files := served.temporary_files()) and time.monotonic() < end:
+            with suppress(FileNotFoundError):
+                oldest = max(time.time() - path.stat().st_mtime for path in files)
+            time.sleep(0.1)
+        assert not files and 5 < oldest < 12
         send(http, questions[0].content)
         http.post("call/predict_batch", json={"data": [[send(http, b"garbage")] * 100, "tiny"]})
+        assert not list(temporary.iterdir())
     assert served.process.returncode == 0
-    assert not served.temporary_files()
+    assert not list(served.uploads.iterdir())
     assert SECRET not in served.log.read_text() and "Traceback" not in served.log.read_text()

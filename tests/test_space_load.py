@@ -100,3 +100,8 @@ def test_a_full_queue_says_so_and_empties(served, questions):
                 stream = http.get(f"call/predict_batch/{job.json()['event_id']}").text
                 assert "event: complete" in stream
         assert space_load.ask(http, question) == "right"
+
+
+def test_side_by_side_models_explain_what_both_look_for(served):
+    endpoints = httpx.get(f"{served.url}gradio_api/info").json()["named_endpoints"]
+    assert endpoints["/heatmap"]["parameters"][2]["parameter_default"] == "PNEUMONIA"

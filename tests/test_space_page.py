@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import os
+import time
 import zipfile
 
 import numpy as np
@@ -131,7 +132,10 @@ def test_an_answer_in_words_and_numbers(page, models, images, tmp_path):
         answer = models[name].assess(images / "8bit.png")
         p = answer.probabilities["PNEUMONIA"]
         assert f"{percent(p)} probability of PNEUMONIA" in texts[name]
-        decision = answer.decided[0] if answer.decided else "Uncertain: a human should read this"
+        flagged = "Flagged" if answer.decided == ("PNEUMONIA",) else "Not flagged"
+        decision = f"{flagged} as PNEUMONIA"
+        if answer.uncertain:
+            decision = "Uncertain: a human should read this"
         assert texts[name].startswith(f"{name} {decision} ")
     calibrated = models["tiny-baseline"].assess(images / "8bit.png").probabilities["PNEUMONIA"]
     assert f"about {100 * calibrated:.0f} show PNEUMONIA" in texts["tiny-baseline"]
@@ -197,6 +201,25 @@ def test_opacity_and_the_original(page, models, images):
     page.choose("Heatmap for", "NORMAL")
     shown(page, models, images / "photo.jpeg", "NORMAL")
     assert float(page.script(opacity)) == 0.6  # and stays as it was set
+    assert "60 %" in page.text("#viewer output")
+
+
+def test_an_answer_to_another_image_is_not_shown(page, models, images):
+    page.upload(images / "8bit.png")
+    shown(page, models, images / "8bit.png")
+    page.script("window.cxr.path = 'of the next image, whose answer is on its way'")
+    page.choose("Heatmap for", "PNEUMONIA")
+    page.wait(lambda: not page.all("#viewer img"))
+    assert not any(tool.is_displayed() for tool in page.all("#viewer .tools, #viewer .note"))
+
+
+def test_a_new_image_is_not_kept_waiting_by_a_slow_method(page, models, images):
+    slow = "Score-CAM (slow: up to a minute)"
+    page.choose("Method", slow)
+    assert page.all("input[aria-label=Method]")[0].get_attribute("value") == slow
+    page.upload(images / "8bit.png")
+    shown(page, models, images / "8bit.png")
+    assert page.all("input[aria-label=Method]")[0].get_attribute("value") == "Grad-CAM"
 
 
 def test_the_picture_can_be_downloaded(page, models, images):
@@ -254,7 +277,7 @@ def test_many_files(page, models, images, tmp_path):
     page.upload(hostile, archive, zone="#files")
     page.wait(lambda: "x-rays" in page.text("#files"))
     page.press("Read all files")
-    page.wait_for_text("#progress", "3 files:")
+    page.wait_for_text("#progress", "3 files by tiny-baseline:")
     page.screenshot(tmp_path / "many.png")
     table = page.script(
         """return [...document.querySelectorAll("#table tbody tr")].map(
@@ -281,6 +304,25 @@ def test_many_files(page, models, images, tmp_path):
     os.unlink(page.downloads / "predictions.csv")
     page.choose("Model", "tiny-densenet")
     page.wait(lambda: not page.all("#table tr, #contact-sheet img"))
+
+
+def test_what_is_read_by_one_model_never_stands_under_another(page, images, tmp_path):
+    content = (images / "8bit.png").read_bytes()
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as file:
+        for number in range(150):
+            file.writestr(f"{number}.png", content)
+    page.tab("Many")
+    page.upload(tmp_path / "many.zip", zone="#files")
+    page.wait(lambda: "many" in page.text("#files"))
+    page.press("Read all files")
+    page.wait_for_text("#progress", " read ...")
+    page.choose("Model", "tiny-densenet")
+    page.wait_for_text("#progress", "The table appears here.")
+    for _ in range(10):
+        assert page.text("#progress") == "The table appears here." and not page.all("#table tr")
+        time.sleep(0.1)
+    page.press("Read all files")
+    page.wait_for_text("#progress", "150 files by tiny-densenet:", 60)
 
 
 def test_the_report_is_the_models_card(page, models, tmp_path):
