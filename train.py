@@ -306,7 +306,7 @@ def main(argv: list[str]) -> None:
     final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     final.load_state_dict(best)
     detector, threshold = fit_outlier_detector(
-        splits["train"].pixels, splits["validation"].pixels, args.seed
+        splits["train"].pixels, splits["validation"].pixels, processor, args.seed
     )
     final.set_outlier_detector(detector.to(accelerator.device), threshold)
     if args.half:

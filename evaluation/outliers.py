@@ -15,13 +15,14 @@ TEST_SPLIT = "kermany test"
 INTRODUCTION = """\
 A small network beside each classifier (`modeling/outlier_cxr.py`) flags what is no chest X-ray, \
 and the model then gives no probability. It was taught with the training images and with images \
-drawn by a program (`training/outlier_images.py`); its threshold is the 98 % point of the \
+drawn by a program (`training/outlier_images.py`); its threshold is the 99 % point of the \
 validation images under heavy alteration. An image half of which is of exactly one grey with its \
 neighbours is refused as a drawing. Flagged, with 95 % intervals over patients and, for other \
-images, over the software packages they were found in. Kinds of drawn images and of \
-alterations were added after a look at what earlier detectors missed among these other images and \
-the adult X-rays, so those figures flatter; sets called *unseen* were collected after that, though \
-before the check for drawings."""
+images, over the software packages they were found in. Of all X-rays most are of the hospital that \
+the models were trained on: elsewhere more are refused. Kinds of drawn images and of alterations, \
+and the 99 %, were chosen after a look at what earlier detectors missed or refused among these \
+images, so those figures flatter; sets called *unseen* were collected after that, though before \
+the check for drawings and the 99 %, and come from six packages alone."""
 
 
 def outliers_section(folder: Path) -> str:

@@ -13,9 +13,10 @@ from sklearn.datasets import load_sample_images
 
 from datasets_scripts.phantom import generate
 from evaluation.outliers import flagged_share, flagged_table, read_scores
-from modeling import create_model, load_model
+from modeling import CxrImageProcessor, create_model, load_model
 from modeling.image_cxr import CxrImage
 from modeling.outlier_cxr import OutlierDetector
+from modeling.pipeline_cxr import CxrImageClassificationPipeline
 from predict import predict
 from training import outliers
 from training.half import save_half
@@ -36,9 +37,10 @@ def phantoms():
 @pytest.fixture(scope="module")
 def fitted(phantoms):
     """A detector of phantoms, and its threshold."""
+    processor = CxrImageProcessor(64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outliers, "EPOCHS", 30)
-        return outliers.fit_outlier_detector(phantoms[:200], phantoms[200:250], seed=0)
+        return outliers.fit_outlier_detector(phantoms[:200], phantoms[200:250], processor, seed=0)
 
 
 def test_drawn_outliers_are_varied_and_the_same_for_a_seed(phantoms):
@@ -60,12 +62,26 @@ def test_each_kind_of_outlier_is_a_finite_image(draw):
 @torch.no_grad()
 def test_a_detector_passes_its_kind_and_flags_others(fitted, phantoms):
     detector, threshold = fitted
-    score = lambda pixels: detector(torch.from_numpy(pixels / 65535).float()[:, None])  # noqa: E731
-    known, unknown = score(phantoms[250:]), score(draw_outliers(phantoms, 100, seed=9))
+    normalize = CxrImageProcessor(64).normalize
+    known = detector(normalize(phantoms[250:]))
+    unknown = detector(normalize(draw_outliers(phantoms, 100, seed=9)))
     assert (known > threshold).float().mean() <= 0.04
     assert (unknown > threshold).float().mean() >= 0.8
-    bright = torch.from_numpy(phantoms[250:] / 65535).float()[:, None] * 3 + 5
-    torch.testing.assert_close(detector(bright.repeat(1, 3, 1, 1)) > threshold, known > threshold)
+    brighter = normalize(phantoms[250:]).repeat(1, 3, 1, 1) + 5
+    torch.testing.assert_close(detector(brighter) > threshold, known > threshold)
+
+
+def test_the_threshold_is_a_quantile_of_the_scores_that_the_model_gives(phantoms, monkeypatch):
+    monkeypatch.setattr(outliers, "EPOCHS", 1)
+    monkeypatch.setattr(outliers, "_vary", lambda pixels: pixels.float() / 65535)
+    model, processor = create_model("baseline", ["NORMAL", "PNEUMONIA"], 64, hidden_sizes=[8])
+    detector, threshold = outliers.fit_outlier_detector(
+        phantoms[:200], phantoms[200:250], processor, seed=0
+    )
+    model.eval().set_outlier_detector(detector, threshold)
+    with torch.no_grad():
+        scores = model(processor.normalize(phantoms[200:250])).outlier_score
+    assert threshold == pytest.approx(scores.quantile(0.99).item(), abs=1e-4)
 
 
 def test_a_refused_image_gets_no_probability_and_the_rest_do(fitted):
@@ -197,6 +213,26 @@ def test_a_shipped_model_refuses_photographs(folder):
     for piece in pieces:
         (answer,) = model.assess([processor.open(piece)], processor)
         assert answer.refusal is not None
+
+
+def test_the_pipeline_and_assess_refuse_the_same_images(fitted, tmp_path):
+    model, processor = create_model("baseline", ["NORMAL", "PNEUMONIA"], 64, hidden_sizes=[8])
+    model.eval().set_outlier_detector(*fitted)
+    xray = generate(3, size=200).image
+    pictures = {
+        "xray": xray,
+        "drawn": np.where(xray > 80, 200, 100).astype(np.uint8),
+        "stripes": np.tile(np.repeat([0, 255], 20), (200, 5)).astype(np.uint8),
+    }
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    classify = CxrImageClassificationPipeline(model=model, image_processor=processor)
+    for batch_size in (1, 3):
+        files = [str(tmp_path / f"{name}.png") for name in pictures]
+        given = [rows[0]["outlier"] for rows in classify(files, batch_size=batch_size)]
+        assert given == [False, True, True]
+    answers = model.assess([processor.open(file) for file in files], processor)
+    assert [answer.refusal is not None for answer in answers] == given
 
 
 def test_the_committed_scores_were_made_at_the_shipped_thresholds():

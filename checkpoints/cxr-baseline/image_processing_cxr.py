@@ -13,19 +13,20 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from .dicom_cxr import is_dicom, read_dicom
 from .image_cxr import (
     FULL_SCALE,
+    MAX_JPEG_PARTS,
     MAX_PIXELS,
     MIN_SIDE,
     CxrImage,
     check_file_size,
     check_shape,
+    is_slow_jpeg,
 )
 from .overlay_cxr import heat_layer, overlay
 from .screening_cxr import camera_warnings, colour_warnings, screen
 
-# The formats that X-rays come in. Others that Pillow reads start programs or are for icons.
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
-# Each scan of a progressive JPEG is a pass over all pixels; encoders write about ten.
-MAX_JPEG_SCANS = 100
+# The formats that X-rays come in. Others that Pillow reads start programs, are for icons, or, as
+# GIF with its comments, take time that grows with the square of a file's size.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 BAND = 1_000_000  # pixels converted at a time, so that memory stays near that of the result
 COLOUR_SAMPLES = 500  # a side, where colours are looked for
@@ -124,8 +125,8 @@ class CxrImageProcessor(BaseImageProcessor):
         """Reads the grey image at its own size, and what there is to say about it.
 
         DICOM is known by its content and read by its header. Other files are known by their
-        content, too: PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000 or PNM, the first image where
-        there are several, which a warning says. Colour becomes ITU-R 601 luma, transparency shows
+        content, too: PNG, JPEG, TIFF, BMP, WebP, JPEG 2000 or PNM, the first image where there are
+        several, which a warning says. Colour becomes ITU-R 601 luma, transparency shows
         black, EXIF orientation is applied; integer images of more than 8 bits are scaled by the
         smallest of 8, 10, 12, 14 or 16 bits that holds their brightest pixel, as detectors write
         12 bits into 16-bit files. Negatives and plain frames around the X-ray are corrected, which
@@ -244,9 +245,10 @@ def _from_file(content, name):
     check_file_size(len(content), name)
     if is_dicom(content):
         return read_dicom(content, name)
-    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_JPEG_SCANS:
+    if is_slow_jpeg(content):
         raise ValueError(
-            f"{name}: a JPEG file of more than {MAX_JPEG_SCANS} scans takes too long to read."
+            f"{name}: a JPEG file of more than {MAX_JPEG_PARTS} scans or segments of Exif data "
+            "takes too long to read."
         )
     with _decoding(name):
         opened = Image.open(io.BytesIO(content), formats=FORMATS)

@@ -37,7 +37,8 @@ class OutlierDetector(nn.Module):
         """How unlike the training images: a log-odds, above 0 more like what is none of them.
 
         Args:
-            pixel_values: float (B, C, H, W), grey, at any brightness and contrast.
+            pixel_values: float (B, C, H, W), as the image processor gives them; brightness and,
+                but for flat images, contrast make little difference.
 
         Returns:
             float (B,).

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +9,10 @@ import torch
 from .grad_cam_cxr import check_method
 
 UNLIKE = "This does not look like a chest X-ray that the model knows, so it gives no probability."
-DRAWN = "Large areas are of exactly one grey, as in drawings and on screens, but not in X-rays."
+DRAWN = (
+    "Large areas are of exactly one grey, as in drawings and on screens; heavy compression or an "
+    "enlarged copy of an X-ray may also be the cause, so try its original file."
+)
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,19 @@ def assess(model, images: Sequence, processor, target: str | None, method: str |
     scores = [None] * len(images)
     if model.outlier_detector is not None:
         scores = model.outlier_detector(pixel_values).tolist()
-    refusals = list(map(partial(_refusal, config.outlier_threshold), images, scores))
+    threshold = config.outlier_threshold
+    refusals = [refusal(score, threshold, image.drawn) for score, image in zip(scores, images)]
     # The classifier is asked, and perhaps explained, about the rest alone.
-    known = [row for row, refusal in enumerate(refusals) if refusal is None]
+    known = [row for row, reason in enumerate(refusals) if reason is None]
     answers = iter(_answer(model, pixel_values[known], names, target, method) if known else ())
     return [
         CxrAssessment(
-            refusal=refusal,
+            refusal=reason,
             warnings=(*image.warnings, *_age_warning(image.age, config.age_range)),
             outlier_score=score,
-            **(next(answers) if refusal is None else {}),
+            **(next(answers) if reason is None else {}),
         )
-        for image, score, refusal in zip(images, scores, refusals)
+        for image, score, reason in zip(images, scores, refusals)
     ]
 
 
@@ -106,13 +109,19 @@ def _answer(model, pixel_values, names, target, method):
         }
 
 
-def _refusal(threshold, image, score):
-    """Why a model with a detector gives no answer, or None."""
+def refusal(score: float | None, threshold: float | None, drawn: bool) -> str | None:
+    """Why a model with an outlier detector gives no answer, a sentence; else None.
+
+    Args:
+        score: of the detector; None without one.
+        threshold: `config.outlier_threshold`.
+        drawn: see `CxrImage`.
+    """
     if score is None:
         return None
     if score > threshold:
         return UNLIKE
-    return DRAWN if image.drawn else None
+    return DRAWN if drawn else None
 
 
 def _name_decisions(decision, names):

@@ -9,6 +9,7 @@ import struct
 import numpy as np
 
 from .dicom_header_cxr import DataSet
+from .image_cxr import is_slow_jpeg
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 RLE = "1.2.840.10008.1.2.5"
@@ -120,6 +121,8 @@ def _check_codestream(frame, shape, allocated):
         if -(-columns // tile_width) * -(-rows // tile_height) > MAX_TILES:
             raise ValueError("too many tiles")
     else:
+        if is_slow_jpeg(frame):
+            raise ValueError("too many parts")
         precision, rows, columns, samples = _jpeg_frame_header(frame)
     if (rows, columns, samples) != shape or not 1 <= precision <= allocated:
         raise ValueError("another shape than the header's")

@@ -10,29 +10,38 @@ import re
 import numpy as np
 
 from .dicom_codec_cxr import decode_frame
-from .dicom_header_cxr import DataSet, read_data_set
+from .dicom_header_cxr import NATIVE, DataSet, read_data_set
 from .image_cxr import FULL_SCALE, MAX_PIXELS, CxrImage, check_shape
 
 MODALITIES = ("CR", "DX", "RG")
 UNSPECIFIC_MODALITIES = ("OT", "SC", "")
-CHEST = re.compile("chest|thora|torax|lung|pulm", re.IGNORECASE)
-SPINE = re.compile("spin", re.IGNORECASE)
-LATERAL_VIEWS = ("LL", "RL", "LATERAL", "LAT", "LLAT", "RLAT")
+# Body parts as hospitals write them: in their own language, often without its accents.
+CHEST = re.compile(
+    "chest|cxr|(?<![a-z])rib|lung|pulm|thora|tora[ckx]|pecho|poitrine|brust|borst", re.IGNORECASE
+)
+SPINE = re.compile("spin|lumb|vertebr|wirbel|colu[mn]|colonna|rachis", re.IGNORECASE)
+# Chest by SNOMED CT of today and of before, and by its older names.
+CHEST_CODES = ("816094009", "51185008", "T-D3000")
+NO_PARTS = ("", "UNKNOWN", "OTHER", "NONE", "N/A")
+LATERAL_WORDS = ("LL", "RL", "LATERAL", "LAT", "LLAT", "RLAT")
 LATERAL = re.compile(r"\blateral\b", re.IGNORECASE)
 # Lateral, left lateral and right lateral of CID 4010, by SNOMED CT and its older names.
 LATERAL_CODES = "399067008 399173006 399198007 R-102CD R-10236 R-10232".split()
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 GREYS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-# What messages quote of a header: terms of PS3.3 C.7.3.1.1.1 and C.7.6.3.1.2 and of PS3.16 annex L.
-# Anything else may be a name.
+# What messages quote of a header: terms of PS3.3 C.7.3.1.1.1 and C.7.6.3.1.2, and of body parts
+# that are no chest, those of PS3.16 annex L that are X-rayed. Anything else may be a name.
 TERMS = frozenset(
     """CT MR US NM PT XA RF MG IO PX ES GM OP OPT SM SR DOC IVUS BMD XC ECG SEG PR KO RTIMAGE RTPLAN
-    RTDOSE RTSTRUCT ABDOMEN ABDOMENPELVIS ANKLE ARM BACK BLADDER BRAIN BREAST CALF CLAVICLE COCCYX
-    CSPINE DENTAL EAR ELBOW EXTREMITY EYE FACE FEMUR FINGER FOOT FOREARM HAND HEAD HEADNECK HEART
-    HIP HUMERUS JAW KIDNEY KNEE LEG LIVER LSPINE MANDIBLE MAXILLA NASALBONE NECK ORBIT PANCREAS
-    PATELLA PELVIS SACRUM SCAPULA SHOULDER SINUS SKULL SPINE SPLEEN STERNUM SSPINE THIGH
-    THORACICSPINE THUMB TIBIA TIBIAFIBULA TOE TSPINE UNKNOWN UTERUS WHOLEBODY WRIST ARGB CMYK HSV
-    YBR_PARTIAL_420 YBR_PARTIAL_422""".split()
+    RTDOSE RTSTRUCT ARGB CMYK HSV YBR_PARTIAL_420 YBR_PARTIAL_422""".split()
+)
+PARTS = frozenset(
+    """ABDOMEN ABDOMENPELVIS ACJOINT ANKLE ARM BACK BLADDER BRAIN BREAST CALCANEUS CALF CLAVICLE
+    COCCYX COLON CSPINE DENTAL EAR ELBOW EXTREMITY EYE FACE FEMUR FINGER FOOT FOREARM HAND HEAD
+    HEADNECK HEART HIP HUMERUS JAW KIDNEY KNEE LEG LIVER LOWERLEG LOWERLIMB LSPINE MANDIBLE MAXILLA
+    NASALBONE NECK NOSE ORBIT PANCREAS PATELLA PELVIS RADIUS SACRUM SCAPULA SHOULDER SINUS SKULL
+    SPINE SPLEEN SSPINE STERNUM STOMACH THIGH THORACICSPINE THUMB TIBIA TIBIAFIBULA TLSPINE TMJ TOE
+    TSPINE ULNA UPPERARM UPPERLIMB UTERUS WHOLEBODY WRIST""".split()
 )
 # Without a preamble: the file meta group, or an element of group 8 and soon SOPClassUID, in either
 # byte order, with a value that is one of DICOM's own images.
@@ -64,7 +73,8 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
     luma, overlays are ignored.
 
     Modality has to be CR, DX or RG; OT, SC or none, as converters write, are read with a warning.
-    The body part, by BodyPartExamined or else AnatomicRegionSequence, has to be a chest if given.
+    The body part, by BodyPartExamined or else AnatomicRegionSequence, may be none but a chest; one
+    in words that are no term of DICOM is read with a warning.
 
     Of the header only what this needs is read, and messages quote none of it but the tag at fault,
     if its value is one that DICOM defines.
@@ -104,17 +114,34 @@ def _scope_warnings(header):
         raise ValueError(f"Modality is {_quote(modality)}; a chest X-ray's is CR, DX or RG")
     if modality not in MODALITIES:
         yield f"Modality is {modality or 'missing'}, so the file may be of something else."
-    region, view = header.item("AnatomicRegionSequence"), header.item("ViewCodeSequence")
-    part = header.text("BodyPartExamined") or (region.text("CodeMeaning") if region else "")
-    if part and (not CHEST.search(part) or SPINE.search(part)):
-        raise ValueError(f"the body part is {_quote(part)}; the models read chests only")
-    position = header.text("ViewPosition").upper()
-    if position in LATERAL_VIEWS:
-        yield f"ViewPosition is {position}: a lateral view, while the models learned frontal ones."
+    yield from _part_warnings(header)
+    view, words = header.item("ViewCodeSequence"), _words(header.text("ViewPosition").upper())
+    lateral = next((word for word in words if word in LATERAL_WORDS), None)
+    if lateral:
+        yield f"ViewPosition is {lateral}: a lateral view, while the models learned frontal ones."
     elif view and (
         view.text("CodeValue") in LATERAL_CODES or LATERAL.search(view.text("CodeMeaning"))
     ):
         yield "ViewCodeSequence says lateral, while the models learned frontal views."
+
+
+def _part_warnings(header):
+    part, region = header.text("BodyPartExamined"), header.item("AnatomicRegionSequence")
+    if part.upper() in NO_PARTS and region:
+        is_chest = region.text("CodeValue") in CHEST_CODES
+        part = "CHEST" if is_chest else region.text("CodeMeaning")
+    is_spine = SPINE.search(part) is not None
+    if part.upper() in NO_PARTS or CHEST.search(part) and not is_spine:
+        return
+    words = _words(part)
+    others = [word for word in ("".join(words), *words) if word.upper() in PARTS]
+    if others or is_spine:
+        raise ValueError(f"the body part is {(*others, 'SPINE')[0]!r}; the models read chests only")
+    yield "The body part is not a term of DICOM, so it may not be a chest."
+
+
+def _words(text):
+    return re.findall("[A-Za-z]+", text)
 
 
 def _shape_warnings(header):
@@ -168,6 +195,11 @@ def _stored_values(header, syntax, name, warnings):
             header, syntax, (rows, columns, samples), photometric, int(frames)
         )
     else:
+        if syntax not in NATIVE:
+            raise ValueError(
+                "its pixels are uncompressed, which its transfer syntax does not go with; "
+                "export it as Explicit VR Little Endian"
+            )
         if photometric == "YBR_FULL_422" and columns % 2:
             raise ValueError(f"Columns is {columns}, which YBR_FULL_422 does not go with")
         values = _native(header, rows, columns, samples, photometric, int(frames))
@@ -251,8 +283,8 @@ def _grey(values, bits, signed, stored, header, warnings):
             raise ValueError("RescaleSlope or RescaleIntercept is out of range")
     if voi_lut:
         grey = _look_up(modality, voi_lut, "LUT", modality.min() < 0)
-    elif header.numbers("WindowCenter") and header.numbers("WindowWidth"):
-        grey = _window(modality, header)
+    elif window := _first_window(header):
+        grey = _window(modality, *window, header)
     else:
         shown = np.zeros(len(values), bool)
         if bits > 8:
@@ -260,23 +292,31 @@ def _grey(values, bits, signed, stored, header, warnings):
             warnings.append("The file has no window; its greys span its own darkest to brightest.")
         used = modality[shown & ~padding] if (shown & ~padding).any() else modality
         low, high = used.min(), used.max()
-        grey = (modality - low) / max(high - low, np.finfo(float).tiny)
+        grey = (modality - low).clip(0, high - low) / (high - low or 1)
     inverse = header.text("PresentationLUTShape").upper() == "INVERSE"
     if inverse or header.text("PhotometricInterpretation").upper() == "MONOCHROME1":
         grey = 1 - grey.clip(0, 1)
     return np.where(padding, 0, grey)
 
 
-def _window(values, header):
-    """The first window's function (PS3.3 C.11.2.1.2 and C.11.2.1.3): greys in [0, 1]."""
-    center, width = header.numbers("WindowCenter")[0], header.numbers("WindowWidth")[0]
+def _first_window(header):
+    """Centre and width; None without them, or of width 0 or no number, as some writers leave it."""
+    try:
+        center, width = (header.numbers(name)[0] for name in ("WindowCenter", "WindowWidth"))
+    except (IndexError, ValueError):
+        return None
+    return None if width <= 0 else (center, width)
+
+
+def _window(values, center, width, header):
+    """A window's function (PS3.3 C.11.2.1.2 and C.11.2.1.3): greys in [0, 1]."""
     function = header.text("VOILUTFunction").upper() or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise ValueError(
             f"VOILUTFunction is {_quote(function)}; it can be LINEAR, LINEAR_EXACT or SIGMOID"
         )
     least = 1 if function == "LINEAR" else 0
-    if not (math.isfinite(center) and math.isfinite(width) and width >= least and width > 0):
+    if not (math.isfinite(center) and math.isfinite(width) and width >= least):
         raise ValueError(
             f"WindowCenter {center:g} and WindowWidth {width:g} are no {function} window"
         )

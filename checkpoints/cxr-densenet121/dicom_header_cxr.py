@@ -29,6 +29,8 @@ UNDEFINED = 0xFFFFFFFF
 MAX_STOPS = 10_000  # at sequences and items of undefined length; an X-ray has some ten
 MAX_INFLATED = 2 * MAX_PIXELS + 2**24
 BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
+# Those of uncompressed pixels: implicit and explicit VR, both little endian, the above, none named.
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN, DEFLATED, "")
 
 
 class DataSet:

@@ -8,6 +8,9 @@ MIN_SIDE = 32
 MAX_PIXELS = 64_000_000
 MAX_RATIO = 20  # of the sides
 MAX_FILE_BYTES = 256 * 1024**2  # twice the most pixels at 16 bits
+# Each scan of a progressive JPEG is a pass over all pixels; encoders write about ten. Each segment
+# of Exif data makes Pillow copy all those before it; encoders write one.
+MAX_JPEG_PARTS = 100
 FULL_SCALE = 65535
 
 
@@ -69,3 +72,10 @@ def check_file_size(count: int, name: str) -> None:
             f"{name}: a file of {count / 1024**2:,.0f} MB is too large; "
             f"the most is {MAX_FILE_BYTES // 1024**2} MB."
         )
+
+
+def is_slow_jpeg(content: bytes) -> bool:
+    """Whether a file is a JPEG of over 100 scans or segments of Exif data, which may be small and
+    take minutes to read."""
+    parts = max(content.count(b"\xff\xda"), content.count(b"Exif\0\0"))
+    return content.startswith(b"\xff\xd8") and parts > MAX_JPEG_PARTS

@@ -1,7 +1,10 @@
 """`pipeline("image-classification")` on the model's own preprocessing and probabilities."""
 
+import torch
 from huggingface_hub import get_session
 from transformers import ImageClassificationPipeline
+
+from .assessment_cxr import refusal
 
 
 class CxrImageClassificationPipeline(ImageClassificationPipeline):
@@ -12,7 +15,7 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
 
     An answer is a list of `{"label", "score", "logit"}`, highest score first: the calibrated
     probability in [0, 1] and the raw logit. A model with an outlier detector adds `outlier`: True
-    where the image is no chest X-ray that it knows, and the score means nothing. `top_k` (5 by
+    where `assess` would refuse the image, and the score means nothing. `top_k` (5 by
     default) shortens the list; `prevalence` moves the scores to the share of class 1, or of each
     class, where the images come from.
     """
@@ -33,7 +36,14 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
             response = get_session().get(image, timeout=timeout, follow_redirects=True)
             response.raise_for_status()
             image = response.content
-        return self.image_processor(image, return_tensors="pt").to(self.dtype)
+        opened = self.image_processor.open(image)
+        pixels = self.image_processor.resize(opened.pixels)[None]
+        pixel_values = self.image_processor.normalize(pixels).to(self.dtype)
+        return {"pixel_values": pixel_values, "drawn": torch.tensor([opened.drawn])}
+
+    def _forward(self, model_inputs):
+        drawn = model_inputs.pop("drawn")
+        return {**self.model(**model_inputs), "drawn": drawn}
 
     def postprocess(self, model_outputs, prevalence=None, top_k=5):
         logits = model_outputs["logits"]
@@ -44,6 +54,7 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
             for label, score, logit in zip(labels, scores, logits[0].tolist())
         ]
         if "outlier_score" in model_outputs:
-            outlier = model_outputs["outlier_score"].item() > self.model.config.outlier_threshold
-            rows = [{**row, "outlier": outlier} for row in rows]
+            score, drawn = model_outputs["outlier_score"].item(), model_outputs["drawn"].item()
+            reason = refusal(score, self.model.config.outlier_threshold, drawn)
+            rows = [{**row, "outlier": reason is not None} for row in rows]
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]

@@ -187,7 +187,8 @@ def _is_on_light_box(pixels):
 
 
 def _is_drawn(pixels):
-    """Noise and shading leave no X-ray large areas of one grey; resizing would add greys."""
+    """Noise and shading leave an X-ray no large areas of one grey, unless it was heavily compressed
+    or enlarged by repeating pixels."""
     step = -(-len(pixels) // ROWS)
     above, here = pixels[:-1:step], pixels[1::step]
     flat = (here[:, 1:] == here[:, :-1]) & (here[:, 1:] == above[:, 1:]) & (here[:, 1:] > BLACK)
