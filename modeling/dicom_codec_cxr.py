@@ -70,7 +70,7 @@ def decode_frame(
     plugin = "pylibjpeg" if package in (LIBJPEG, OPENJPEG) else package or "pydicom"
     if plugin not in decoder.available_plugins:
         raise ValueError(install)
-    damaged = ValueError(f"its {kind} compressed pixels are damaged")
+    damaged = ValueError(f"its {kind} compressed pixels are damaged, or coded oddly")
     rows, columns, samples = shape
     allocated = header.word("BitsAllocated")
     used = header.word("BitsStored", allocated)

@@ -19,7 +19,7 @@ UNSPECIFIC_MODALITIES = ("OT", "SC", "")
 CHEST = re.compile(
     "chest|cxr|(?<![a-z])rib|lung|pulm|thora|tora[ckx]|pecho|poitrine|brust|borst", re.IGNORECASE
 )
-SPINE = re.compile("spin|lumb|vertebr|wirbel|colu[mn]|colonna|rachis", re.IGNORECASE)
+SPINE = re.compile("cervi|spin|lumb|vertebr|wirbel|colu[mn]|colonna|rachis", re.IGNORECASE)
 # Chest by SNOMED CT of today and of before, and by its older names.
 CHEST_CODES = ("816094009", "51185008", "T-D3000")
 NO_PARTS = ("", "UNKNOWN", "OTHER", "NONE", "N/A")
@@ -36,12 +36,15 @@ TERMS = frozenset(
     RTDOSE RTSTRUCT ARGB CMYK HSV YBR_PARTIAL_420 YBR_PARTIAL_422""".split()
 )
 PARTS = frozenset(
-    """ABDOMEN ABDOMENPELVIS ACJOINT ANKLE ARM BACK BLADDER BRAIN BREAST CALCANEUS CALF CLAVICLE
-    COCCYX COLON CSPINE DENTAL EAR ELBOW EXTREMITY EYE FACE FEMUR FINGER FOOT FOREARM HAND HEAD
-    HEADNECK HEART HIP HUMERUS JAW KIDNEY KNEE LEG LIVER LOWERLEG LOWERLIMB LSPINE MANDIBLE MAXILLA
-    NASALBONE NECK NOSE ORBIT PANCREAS PATELLA PELVIS RADIUS SACRUM SCAPULA SHOULDER SINUS SKULL
-    SPINE SPLEEN SSPINE STERNUM STOMACH THIGH THORACICSPINE THUMB TIBIA TIBIAFIBULA TLSPINE TMJ TOE
-    TSPINE ULNA UPPERARM UPPERLIMB UTERUS WHOLEBODY WRIST""".split()
+    """ABDOMEN ABDOMENPELVIS ACJOINT ANKLE ANUS APPENDIX ARM BACK BILEDUCT BLADDER BRAIN BREAST
+    BUTTOCK CALCANEUS CALF CAROTID CLAVICLE COCCYX COLON CSPINE DENTAL EAR ELBOW ESOPHAGUS
+    EXTREMITY EYE EYELID FACE FEMUR FINGER FOOT FOREARM GALLBLADDER HAND HEAD HEADNECK HEART
+    HEEL HIP HUMERUS ILEUM JAW JEJUNUM KIDNEY KNEE LARYNX LEG LIPS LIVER LOWERLEG LOWERLIMB
+    LSPINE MANDIBLE MAXILLA NASALBONE NECK NOSE ORBIT OVARY PALATE PANCREAS PARATHYROID PAROTID
+    PATELLA PELVIS PENIS PHARYNX PROSTATE RADIUS RECTUM SACRUM SCAPULA SCROTUM SHOULDER SINUS
+    SKIN SKULL SPINE SPLEEN SSPINE STERNUM STOMACH TESTIS THIGH THORACICSPINE THUMB THYROID
+    TIBIA TIBIAFIBULA TLSPINE TMJ TOE TONGUE TRACHEA TSPINE ULNA UPPERARM UPPERLIMB URETER
+    URETHRA UTERUS VAGINA VULVA WHOLEBODY WRIST""".split()
 )
 # Without a preamble: the file meta group, or an element of group 8 and soon SOPClassUID, in either
 # byte order, with a value that is one of DICOM's own images.
@@ -74,7 +77,7 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
 
     Modality has to be CR, DX or RG; OT, SC or none, as converters write, are read with a warning.
     The body part, by BodyPartExamined or else AnatomicRegionSequence, may be none but a chest; one
-    in words that are no term of DICOM is read with a warning.
+    in words that are not known here is read with a warning.
 
     Of the header only what this needs is read, and messages quote none of it but the tag at fault,
     if its value is one that DICOM defines.
@@ -134,10 +137,14 @@ def _part_warnings(header):
     if part.upper() in NO_PARTS or CHEST.search(part) and not is_spine:
         return
     words = _words(part)
-    others = [word for word in ("".join(words), *words) if word.upper() in PARTS]
+    others = [
+        word
+        for word in ("".join(words), *words)
+        if word.upper() in PARTS or word.upper().removesuffix("S") in PARTS
+    ]
     if others or is_spine:
         raise ValueError(f"the body part is {(*others, 'SPINE')[0]!r}; the models read chests only")
-    yield "The body part is not a term of DICOM, so it may not be a chest."
+    yield "The body part is none that is known here, so it may not be a chest."
 
 
 def _words(text):
@@ -289,7 +296,9 @@ def _grey(values, bits, signed, stored, header, warnings):
         shown = np.zeros(len(values), bool)
         if bits > 8:
             shown[stored] = True
-            warnings.append("The file has no window; its greys span its own darkest to brightest.")
+            warnings.append(
+                "Without a usable window, the greys span the file's darkest to brightest."
+            )
         used = modality[shown & ~padding] if (shown & ~padding).any() else modality
         low, high = used.min(), used.max()
         grey = (modality - low).clip(0, high - low) / (high - low or 1)
