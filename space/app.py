@@ -10,6 +10,7 @@ a model is run (`trust_remote_code`), so name only models that you trust.
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import cleanup  # before Gradio, which takes its folder when it is imported
@@ -32,9 +33,11 @@ METHODS = {
     "layer_cam": "Layer-CAM",
     SLOW: "Score-CAM (slow: up to a minute)",
 }
-ONE = {"concurrency_id": "one", "concurrency_limit": 1}
-HEAT = {"concurrency_id": "heat", "concurrency_limit": 4}  # so that none waits for a Score-CAM
-MANY = {"concurrency_id": "many", "concurrency_limit": 1}
+# Each visitor's requests are answered in their order; Score-CAM, batches and the heatmaps that
+# programs ask for keep nobody else waiting.
+ONE, HEAT, SLOWLY, MANY = (
+    {"concurrency_id": name, "concurrency_limit": 1} for name in ("one", "heat", "slowly", "many")
+)
 PUBLIC = {"preprocess": False, "api_visibility": "public"}
 PRIVATE = {"preprocess": False, "api_visibility": "private"}
 # At once, in the browser: what is said of one image never stays beside another's name. A new image
@@ -89,7 +92,7 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
                     files = gr.File(label=label, file_count="multiple", height=170, elem_id="files")
                     widgets.html("limits", f"<p>{LIMITS}</p>")
                     model = _choice(names, "Model")
-                    run = gr.Button("Read all files", variant="primary")
+                    run = gr.Button("Read all files", variant="primary", interactive=False)
                     download = gr.DownloadButton("Download table (CSV)", interactive=False)
                 with gr.Column(scale=3, min_width=280):
                     progress = widgets.live("progress", "The table appears here.")
@@ -99,6 +102,7 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
                 reported = _choice(names, "Model's own card")
                 report = widgets.live("report")
         widgets.html("footer", widgets.footer(models, cleanup.UPLOAD_MINUTES))
+        slowly = gr.State()  # changes where a slow method is asked for
         answer = gr.JSON(label="Answer", visible=False)
         overlay = gr.Image(label="X-ray under its heatmap", visible=False)
         answers = gr.JSON(label="Rows", visible=False)
@@ -133,6 +137,12 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
 
         def show_heat(upload: dict | None, target: str, method: str):
             """Draws the heat anew; what the models say stays, unless the image is gone."""
+            if method == SLOW and upload is not None:
+                return gr.skip(), gr.skip(), time.monotonic()
+            said, picture = show(upload, target, method)
+            return gr.skip() if picture else said, picture, gr.skip()
+
+        def show_slowly(upload: dict | None, target: str, method: str):
             said, picture = show(upload, target, method)
             return gr.skip() if picture else said, picture
 
@@ -157,8 +167,9 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
                 gr.DownloadButton(value=path, interactive=True),
             )
 
-        def forget_batch():
-            return None, None, None, gr.DownloadButton(value=None, interactive=False)
+        def forget_batch(files: list | None):
+            none = gr.DownloadButton(value=None, interactive=False)
+            return None, None, None, none, gr.Button(interactive=bool(files))
 
         def show_report(model: str):
             return widgets.report(classifiers[model])
@@ -167,17 +178,20 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
         many = [progress, table, sheet, download]
         image.change(None, [image, method], [*shown, method], js=NEW_IMAGE,
                      api_visibility="private")  # fmt: skip
-        last = {**PRIVATE, "trigger_mode": "always_last"}
-        image.change(show, one, shown, show_progress_on=results, **last, **ONE)
-        heat = gr.on([target.change, method.change], show_heat, one, shown,
-                     show_progress_on=viewer, **last, **HEAT)  # fmt: skip
-        gr.on(image.change, None, cancels=heat, **PRIVATE)
+        last = {**PRIVATE, **ONE, "trigger_mode": "always_last"}
+        # The browser goes through what a change brings about in the order of these lines, and what
+        # is cancelled has to be known before: so a change of a state, `slowly`, starts it.
+        slow = slowly.change(show_slowly, one, shown, show_progress_on=viewer, **PRIVATE, **SLOWLY)
+        choice = [target.change, method.change]
+        gr.on([image.change, *choice], None, cancels=slow, **PRIVATE)
+        image.change(show, one, shown, show_progress_on=results, **last)
+        gr.on(choice, show_heat, one, [*shown, slowly], show_progress_on=viewer, **last)
         reading = run.click(
             show_batch, [files, model], many, show_progress="hidden", **PRIVATE, **MANY
         )
         other = [files.change, model.change]
         gr.on(other, None, cancels=reading, **PRIVATE)  # first, so that it ends empty
-        gr.on(other, forget_batch, None, many, queue=False, **PRIVATE)
+        gr.on(other, forget_batch, files, [*many, run], queue=False, **PRIVATE)
         gr.on([page.load, reported.change], show_report, reported, report, **PRIVATE)
 
         predict, heatmap, predict_batch = endpoints(classifiers, overlay, csv_file)

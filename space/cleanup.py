@@ -64,9 +64,8 @@ def _sweep():
     while True:
         time.sleep(SWEEP_SECONDS)
         oldest = time.time() - SWEPT_AGE
-        for path in sorted(FOLDER.rglob("*"), reverse=True):  # files before their folder
-            try:
-                if path.stat().st_mtime < oldest:
-                    path.rmdir() if path.is_dir() else path.unlink()
-            except OSError:
-                continue  # deleted at the same moment, or a folder in use
+        for folder, folders, files in os.walk(FOLDER, topdown=False):
+            for path in (Path(folder, name) for name in (*files, *folders)):
+                with suppress(OSError):  # deleted at the same moment, or a folder in use
+                    if path.stat().st_mtime < oldest:
+                        path.rmdir() if path.is_dir() else path.unlink()

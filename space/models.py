@@ -63,7 +63,7 @@ class Classifier:
         binary = len(self.classes) == 2 and not self.config.is_multi_label
         self.finding = self.classes[1] if binary else None
         self.version = self.model.version()
-        # A forward pass uses every core, and a heatmap may hook the model: one at a time.
+        # A forward pass uses every core, and a heatmap hooks the model: one at a time.
         self._lock = threading.Lock()
         self._warm_up()
 
@@ -98,7 +98,7 @@ class Classifier:
         with self._lock:
             if method != SLOW:
                 return self.model.assess([image], self.processor, target, method)[0]
-            model = copy.deepcopy(self.model)  # so that nobody waits for it
+            model = copy.deepcopy(self.model)  # its hooks are in nobody's way
         return model.assess([image], self.processor, target, method)[0]
 
     def row(self, name: str, assessment=None, error: str | None = None) -> dict:

@@ -342,7 +342,7 @@ def contact_sheet(rows, finding: str | None) -> str:
             continue
         cells = row.cells
         said = cells["decision"] or cells["status"]
-        if finding and cells["decision"]:
+        if finding and cells[f"probability_{finding}"] is not None:
             said += f", P({finding}) {percent(cells[f'probability_{finding}'])}"
         figures.append(
             f'<figure><img src="{data_uri(row.thumbnail)}" alt="">'

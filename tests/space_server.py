@@ -177,6 +177,8 @@ def serve(folder, model_ids=None, **env):
                 break
             except OSError:
                 time.sleep(0.1)
+        else:
+            pytest.fail(f"the Space does not answer after a minute: {log.read_text()}")
         yield served
     finally:
         process.send_signal(signal.SIGTERM)
@@ -245,6 +247,7 @@ class Page:
 
     def press(self, name):
         button = next(one for one in self.all("button") if one.text == name)
+        self.wait(button.is_enabled)
         self.script("arguments[0].click()", button)
 
     def choose(self, label, option):

@@ -55,10 +55,10 @@ def test_memory_does_not_grow_with_the_number_of_callers(served, questions):
     memory = []
     with httpx.Client(base_url=f"{served.url}gradio_api/", timeout=60) as http:
         for _ in range(2):
-            for _ in range(200):
+            for _ in range(300):
                 assert space_load.ask(http, question) == "right"
             memory.append(server.memory_info().rss / 2**20)
-    assert memory[1] - memory[0] < 8  # kept for each caller, the page would be 20
+    assert memory[1] - memory[0] < 15  # kept for each caller, the page would be 30
 
 
 def test_another_answer_counts_as_wrong(served, questions):
