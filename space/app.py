@@ -135,16 +135,16 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
                 return path | {"html": widgets.problem(sentence(error))}, None
             return path | {"html": said}, path | picture
 
-        def show_heat(upload: dict | None, target: str, method: str):
+        def redraw(upload: dict | None, target: str, method: str):
             """Draws the heat anew; what the models say stays, unless the image is gone."""
-            if method == SLOW and upload is not None:
-                return gr.skip(), gr.skip(), time.monotonic()
-            said, picture = show(upload, target, method)
-            return gr.skip() if picture else said, picture, gr.skip()
-
-        def show_slowly(upload: dict | None, target: str, method: str):
             said, picture = show(upload, target, method)
             return gr.skip() if picture else said, picture
+
+        def redraw_or_wait(upload: dict | None, target: str, method: str):
+            """The same, but for a slow method: that is left to whoever waits for `slowly`."""
+            if method == SLOW and upload is not None:
+                return gr.skip(), gr.skip(), time.monotonic()
+            return *redraw(upload, target, method), gr.skip()
 
         def show_batch(files: list | None, model: str):
             """Fills the tab of many X-rays, and says how far it is."""
@@ -181,11 +181,11 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
         last = {**PRIVATE, **ONE, "trigger_mode": "always_last"}
         # The browser goes through what a change brings about in the order of these lines, and what
         # is cancelled has to be known before: so a change of a state, `slowly`, starts it.
-        slow = slowly.change(show_slowly, one, shown, show_progress_on=viewer, **PRIVATE, **SLOWLY)
+        slow = slowly.change(redraw, one, shown, show_progress_on=viewer, **PRIVATE, **SLOWLY)
         choice = [target.change, method.change]
         gr.on([image.change, *choice], None, cancels=slow, **PRIVATE)
         image.change(show, one, shown, show_progress_on=results, **last)
-        gr.on(choice, show_heat, one, [*shown, slowly], show_progress_on=viewer, **last)
+        gr.on(choice, redraw_or_wait, one, [*shown, slowly], show_progress_on=viewer, **last)
         reading = run.click(
             show_batch, [files, model], many, show_progress="hidden", **PRIVATE, **MANY
         )
