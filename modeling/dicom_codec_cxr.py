@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 
-from .dicom_header_cxr import DataSet
+from .dicom_header_cxr import IMPORTING, DataSet
 from .image_cxr import is_slow_jpeg
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
@@ -62,8 +62,9 @@ def decode_frame(
     packages = f"pydicom pylibjpeg {package}" if package in (LIBJPEG, OPENJPEG) else "pydicom"
     install = f"its pixels are {kind} compressed; pip install {packages}"
     try:
-        from pydicom.encaps import encapsulate, get_frame
-        from pydicom.pixels import get_decoder
+        with IMPORTING:
+            from pydicom.encaps import encapsulate, get_frame
+            from pydicom.pixels import get_decoder
     except ImportError:
         raise ValueError(install) from None
     decoder = get_decoder(syntax)

@@ -103,6 +103,24 @@ def test_a_jpeg_frame_of_many_scans_is_refused():
         read_dicom(written(ds, JPEGBaseline8Bit), "x")
 
 
+def test_threads_may_begin_with_dicom_at_once(run_python, tmp_path):
+    (tmp_path / "x.dcm").write_bytes(dicom(EIGHT))
+    code = f"""
+import random, time
+from concurrent.futures import ThreadPoolExecutor
+from modeling.dicom_cxr import read_dicom
+content = open({str(tmp_path / "x.dcm")!r}, "rb").read()
+def read(_):
+    time.sleep(0.2 * random.random())
+    return read_dicom(content, "x").pixels.shape
+with ThreadPoolExecutor(8) as pool:
+    print(set(pool.map(read, range(16))))
+"""
+    for _ in range(3):
+        result = run_python(code)
+        assert result.stdout.strip() == "{(64, 64)}", result.stderr
+
+
 @pytest.mark.parametrize("uid", ["1.2.840.113619.5.2", "1.2.3.4", RLELossless])
 def test_uncompressed_pixels_are_read_only_where_the_syntax_says_how(uid):
     """Those of the first, GE's, are big-endian."""

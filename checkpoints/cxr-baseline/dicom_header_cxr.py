@@ -7,6 +7,7 @@ in warnings.
 
 import io
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 
@@ -26,6 +27,8 @@ KEYWORDS = """
 """.split()
 CHARACTER_SET, ITEM, SEQUENCE_END = 0x00080005, 0xFFFEE000, 0xFFFEE0DD
 UNDEFINED = 0xFFFFFFFF
+# pydicom's modules import one another: a thread that comes in between would find them half done.
+IMPORTING = threading.Lock()
 MAX_STOPS = 10_000  # at sequences and items of undefined length; an X-ray has some ten
 MAX_INFLATED = 2 * MAX_PIXELS + 2**24
 BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
@@ -145,8 +148,9 @@ def _elements(file, order, last_group) -> Iterator[tuple[str, str | None, int, b
     for it. Values of undefined length it would read by recursion, and again and again if damaged.
     """
     try:
-        from pydicom.datadict import tag_for_keyword
-        from pydicom.filereader import data_element_generator
+        with IMPORTING:
+            from pydicom.datadict import tag_for_keyword
+            from pydicom.filereader import data_element_generator
     except ImportError:
         raise ValueError("it is a DICOM file; pip install pydicom") from None
     keywords = {tag_for_keyword(keyword): keyword for keyword in KEYWORDS}
