@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import skip_first_batches
 from accelerate.utils import set_seed, tqdm
-from datasets import DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 from safetensors.torch import load_file
 from transformers import get_cosine_schedule_with_warmup
 
@@ -32,13 +32,14 @@ from datasets_scripts import (
 )
 from evaluation.calibration import fit_operation
 from evaluation.metrics import compute_metrics, format_metric
-from modeling import create_model
+from modeling import create_model, load_model
 from modeling.loss_cxr import classification_loss
 from training.arguments import FINAL, parse_args, recipe
 from training.augmentation import augment
 from training.averaging import weight_average
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
 from training.data import decode_splits, summarize
+from training.distillation import Teachers, student_loss
 from training.half import half_state
 from training.inference import make_loader, predict, to_predictions
 from training.launch import make_accelerator
@@ -65,6 +66,11 @@ def load_data(args):
             )
     logger.info("%s", describe(dataset))
     check_leaks(dataset)
+    unlabelled = dataset.pop("unlabelled", None)
+    if unlabelled is not None and args.teacher:
+        dataset["train"] = concatenate_datasets([dataset["train"], unlabelled])
+    elif unlabelled is not None:
+        logger.info("%d unlabelled images are left out: no --teacher.", len(unlabelled))
     for name, split in dataset.items():
         limit = args.max_train_samples if name == "train" else args.max_eval_samples
         if limit is not None and limit < len(split):
@@ -92,7 +98,7 @@ def build_model(train, args):
     if args.num_channels is not None:
         options["num_channels"] = args.num_channels
     model, processor = create_model(args.model, names, args.image_size, args.pretrained, **options)
-    processor.squash |= args.squash_images
+    processor.geometry = args.geometry or processor.geometry
     model.config.age_range = age_range(train)
     size, channels = processor.size["height"], processor.num_channels
     try:
@@ -175,7 +181,9 @@ def main(argv: list[str]) -> None:
     loaders = {
         name: accelerator.prepare(
             make_loader(
-                split, batch_sizes.get(name, args.per_device_eval_batch_size), name == "train"
+                split,
+                batch_sizes.get(name, args.per_device_eval_batch_size),
+                args.seed if name == "train" else None,
             )
         )
         for name, split in splits.items()
@@ -184,6 +192,10 @@ def main(argv: list[str]) -> None:
     # Optimizer; matrices and kernels decay, biases and normalisation do not
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     average = weight_average(model, args.ema_decay) if args.ema_decay else None
+    teachers = None
+    if args.teacher:
+        models = {name: load_model(name) for name in args.teacher}
+        teachers = Teachers(models, processor, model.config, accelerator.device)
     kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -244,9 +256,18 @@ def main(argv: list[str]) -> None:
             draw = step * accelerator.num_processes + accelerator.process_index
             torch.manual_seed((args.seed << 32) + draw)
             with accelerator.accumulate(model):
-                pixel_values = processor.normalize(augment(batch["pixels"], args))
+                images = augment(batch["pixels"], args)
+                pixel_values = processor.normalize(images)
                 pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-                loss = model(pixel_values, batch["labels"]).loss
+                targets = teachers(images, args.distill_temperature) if teachers else None
+                loss = student_loss(
+                    model(pixel_values).logits,
+                    batch["labels"],
+                    raw_model.config,
+                    targets,
+                    args.distill_weight,
+                    args.distill_temperature,
+                )
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)

@@ -32,6 +32,7 @@ OPTION_HELP = {
     "patient_column": "column with the patients (found by its usual names)",
     "patient_regex": "regular expression whose first group is the patient in a file name",
     "revision": "branch, tag or commit on the Hub",
+    "root": "folder that the files are relative to (the CSV file's own)",
     "seed": "seed of what is drawn at random",
     "test_share": "share of the images for the test split where the source has none",
     "validation_share": "share of the training images held out, by patient, where there is no "

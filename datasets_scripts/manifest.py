@@ -1,16 +1,19 @@
 """One CSV file with a row an image, the commonest form of a hospital export; paths are relative to
-its folder.
+its folder, or to the `root` given.
 
 Columns are found by their usual names, whatever the case:
 
     file, file_name, filename, path, image    the image
     label, class, labels                      its class; several are joined by |
     patient, patient_id                       empty: the file is its own patient
-    split                                     train, val or validation, test
+    split                                     train, val or validation, test, unlabelled
+    source                                    where the image comes from
     subtype, finding                          } text
     view, sex                                 }
     age                                       years
-    orig_w, original_width; orig_h, ...       size before any resizing, pixels
+    orig_w, original_width; orig_h, ...       size before any resizing, pixels: an image that was
+                                              stretched since gets its proportions back
+    weight                                    how often training draws it, beside the others
     lung_mask                                 a file, white where there is lung
 """
 
@@ -21,7 +24,7 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from .schema import OPTIONAL, REQUIRED, SPLIT_NAMES, build, make_features
+from .schema import OPTIONAL, REQUIRED, SPLIT_NAMES, UNLABELLED, build, make_features
 from .splits import complete_splits, content_hash, group_ids
 from .tables import file_inside, number_or_none, pixels_or_none, read_table
 
@@ -38,6 +41,7 @@ OPTIONAL_NAMES = {
     "lung_mask": ("lung_mask",),
     "original_width": ("original_width", "orig_w"),
     "original_height": ("original_height", "orig_h"),
+    "weight": ("weight",),
 }
 
 
@@ -85,11 +89,12 @@ def _splits(rows: list[dict[str, str]], header: list[str], path: Path) -> list[s
     columns = _usual(header, ("split",))
     if not columns:
         return ["test"] * len(rows)
+    known = {**SPLIT_NAMES, "unlabelled": "unlabelled"}
     names = [row[columns[0]] for row in rows]
     for name in names:
-        if name.lower() not in SPLIT_NAMES:
-            raise ValueError(f"{path} gives the split {name!r}: use {', '.join(SPLIT_NAMES)}")
-    return [SPLIT_NAMES[name.lower()] for name in names]
+        if name.lower() not in known:
+            raise ValueError(f"{path} gives the split {name!r}: use {', '.join(known)}")
+    return [known[name.lower()] for name in names]
 
 
 def load(
@@ -101,6 +106,7 @@ def load(
     columns: str | None = None,
     validation_share: float = 0.1,
     seed: int = 42,
+    root: str | None = None,
 ) -> DatasetDict:
     """The images that a CSV file lists, in the one schema.
 
@@ -110,15 +116,18 @@ def load(
     is column=regex and keeps the rows in which the regular expression is found. `columns` names
     further columns, joined by commas, that are kept as text. The set is multi-label where a label
     of the file holds a |; no label then means no finding. Classes are those of the rows kept.
+    Images of the split unlabelled have no label, and are for `train.py --teacher`. `root` is the
+    folder that files are relative to, the CSV file's own if not given.
 
     Raises ValueError or OSError with one sentence for a column that is missing or not clear, an
-    empty label, a split of another name, a file that is missing, listed twice or outside the
-    CSV file's folder, and a size that is no number of pixels.
+    empty label (or one in the split unlabelled), a split of another name, a file that is missing,
+    listed twice or outside the folder, a size that is no number of pixels, and a weight that is no
+    number of 0 or more.
     """
     path = Path(path).resolve()
     if not path.is_file():
         raise ValueError(f"{path} is a folder: give the CSV file in it, or use --dataset folder")
-    root = path.parent
+    root = Path(root).expanduser().resolve() if root else path.parent
     header, all_rows = read_table(path)
     file_column = _find_column(header, path, file_column, "file_column", FILE_NAMES)
     label_column = _find_column(header, path, label_column, "label_column", LABEL_NAMES)
@@ -144,8 +153,14 @@ def load(
         raise ValueError(f"{path} lists {str(twice)!r} twice: each file needs one row")
     multi_label = any("|" in row[label_column] for row in all_rows)
     labels = [[n for n in map(str.strip, row[label_column].split("|")) if n] for row in rows]
-    for row, names in zip(rows, labels):
-        if not names and not multi_label:
+    named_splits = _splits(rows, header, path)
+    for row, names, split in zip(rows, labels, named_splits):
+        if split == "unlabelled" and (names or multi_label):
+            raise ValueError(
+                f"{path} has {row[file_column]!r} in the split unlabelled: that is for images "
+                "without a label, in a set of one label an image"
+            )
+        if not names and not multi_label and split != "unlabelled":
             raise ValueError(
                 f"{path} gives {row[file_column]!r} no {label_column}: give each image one, or "
                 "leave rows out with where"
@@ -156,17 +171,21 @@ def load(
     optional = {name: usual[0] for name, usual in found.items() if usual and usual[0] not in taken}
     unique = len({file.name for file in files}) == len(files)
     entries = []
+    sources = _usual(header, ("source",))
     for row, file, names in zip(rows, files, labels):
         inside = file.relative_to(root).as_posix()
         indices = [classes.index(name) for name in names]
+        label = indices[0] if indices else UNLABELLED
         entries.append(
             {
                 "image": str(file),
-                **({"labels": indices} if multi_label else {"label": indices[0]}),
+                **({"labels": indices} if multi_label else {"label": label}),
                 "image_id": file.name if unique else inside,
                 "patient_id": (row[patient_column] if patient_column else "") or inside,
-                "source": root.name,
-                **{name: _value(name, row[column], path) for name, column in optional.items()},
+                "source": (row[sources[0]] if sources else "") or root.name,
+                **{
+                    name: _value(name, row[column], path, root) for name, column in optional.items()
+                },
                 **{name: row[name] or None for name in extra},
             }
         )
@@ -174,21 +193,24 @@ def load(
     groups = group_ids(
         [entry["patient_id"] for entry in entries], [content_hash(str(file)) for file in files]
     )
-    label_sets = [tuple(entry["labels"]) if multi_label else (entry["label"],) for entry in entries]
-    splits = complete_splits(
-        _splits(rows, header, path), groups, label_sets, validation_share, seed=seed
-    )
+    label_sets = [tuple(classes.index(name) for name in names) for names in labels]
+    splits = complete_splits(named_splits, groups, label_sets, validation_share, seed=seed)
     return build(entries, splits, make_features(classes, multi_label, (*optional, *extra)))
 
 
-def _value(name: str, text: str, path: Path) -> str | float | int | None:
+def _value(name: str, text: str, path: Path, root: Path) -> str | float | int | None:
     """A cell of an optional column as its type in the schema, None where it says nothing."""
     if name == "age":
         return number_or_none(text)
     if name in ("original_width", "original_height"):
         return pixels_or_none(text, name, path)
     if name == "lung_mask" and text:
-        return str(file_inside(path.parent, text, path))
+        return str(file_inside(root, text, path))
+    if name == "weight":
+        weight = number_or_none(text)
+        if weight is None or weight < 0:
+            raise ValueError(f"{path} gives the weight {text!r}: a number of 0 or more is needed")
+        return weight
     return text or None
 
 

@@ -23,13 +23,21 @@ NAMED = 10  # unreadable images named in a message
 T = TypeVar("T")
 
 
+def original_shapes(dataset: Dataset) -> list[tuple[int, int] | None]:
+    """Height and width of each image before any resizing, None where the set does not say."""
+    if not {"original_height", "original_width"} <= set(dataset.features):
+        return [None] * len(dataset)
+    pairs = zip(dataset["original_height"], dataset["original_width"])
+    return [None if None in pair else pair for pair in pairs]
+
+
 def fingerprint(dataset: Dataset) -> str:
-    """A hex digest of the images of a split, in order: embedded bytes, or path, size and
-    modification time of files.
+    """A hex digest of the images of a split, in order: original shapes, and embedded bytes, or
+    path, size and modification time of files.
 
     Raises OSError for a file that is gone.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(original_shapes(dataset)).encode())
     for image in encoded_images(dataset):
         if isinstance(image, str):
             status = os.stat(image)
@@ -56,7 +64,7 @@ def report_unreadable(total: int, problems: list[str], max_unreadable: float) ->
 
 def read_pixels(
     dataset: Dataset,
-    read: Callable[[str | bytes], np.ndarray],
+    read: Callable[[str | bytes, tuple[int, int] | None], np.ndarray],
     size: int,
     cache_file: str | Path,
     num_workers: int | None = None,
@@ -66,10 +74,11 @@ def read_pixels(
     """(pixels, kept): uint16 (K, size, size), read-only, and the int64 (K,) rows of `dataset` they
     come from.
 
-    `read` turns a path or bytes into uint16 (size, size), and runs in `num_workers` threads
-    (default: the processor's cores; image decoders release the interpreter lock). Every image is
-    decoded once into `cache_file`, whose name should carry `fingerprint(dataset)` and the settings
-    of `read`; where it is there already, nothing is decoded. Images for which `read` raises
+    `read` turns a path or bytes, and what `original_shapes` says, into uint16 (size, size), and
+    runs in `num_workers` threads (default: the processor's cores; image decoders release the
+    interpreter lock). Every image is decoded once into `cache_file`, whose name should carry
+    `fingerprint(dataset)` and the settings of `read`; where it is there already, nothing is
+    decoded. Images for which `read` raises
     ValueError or OSError are left out with one warning; ValueError where their share is above
     `max_unreadable`, OSError where the cache cannot be written, and then no file is left behind.
     """
@@ -84,12 +93,14 @@ def read_pixels(
         )
 
     stored = dataset.select_columns(["image", "image_id"]).cast_column("image", Image(decode=False))
+    shapes = original_shapes(dataset)
 
     def attempt(row: int) -> np.ndarray | str:
         entry = stored[row]
         image = entry["image"]
         try:
-            pixels = read(image["path"] if image["bytes"] is None else image["bytes"])
+            content = image["path"] if image["bytes"] is None else image["bytes"]
+            pixels = read(content, shapes[row])
         except (ValueError, OSError) as error:
             return f"{entry['image_id']}: {error}"
         if pixels.shape != (size, size) or pixels.dtype != np.uint16:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "unlabelled")
 SPLIT_NAMES = {
     "train": "train",
     "val": "validation",
@@ -12,6 +12,7 @@ SPLIT_NAMES = {
     "validation": "validation",
     "test": "test",
 }
+UNLABELLED = -1  # the label of an image that has none
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 SOURCE_AGES = {"kermany": [1.0, 5.0]}  # Kermany et al. 2018, STAR Methods
 REQUIRED = ("image", "label", "labels", "image_id", "patient_id", "source")
@@ -24,6 +25,7 @@ OPTIONAL = {
     "original_width": Value("int32"),  # pixels, before any resizing
     "original_height": Value("int32"),
     "boxes": List(List(Value("int32"))),  # pixels, [x0, y0, x1, y1], half-open
+    "weight": Value("float32"),  # how often training draws the image, beside others
 }
 
 
@@ -61,12 +63,12 @@ def class_names(dataset: Dataset) -> list[str]:
 
 
 def label_sets(dataset: Dataset) -> list[tuple[int, ...]]:
-    """The class indices of each image: one for a single-label set, any number for a multi-label
-    one.
+    """The class indices of each image: one for a single-label set (none where the image is
+    unlabelled), any number for a multi-label one.
     """
     if "labels" in dataset.features:
         return [tuple(labels) for labels in dataset["labels"]]
-    return [(label,) for label in dataset["label"]]
+    return [() if label == UNLABELLED else (label,) for label in dataset["label"]]
 
 
 def age_range(dataset: Dataset) -> list[float] | None:
@@ -102,7 +104,7 @@ def check_usable(dataset: DatasetDict, name: str) -> DatasetDict:
             raise ValueError(f"split '{split}' of {name} has {len(part)} image: it needs 2 or more")
         found = {index for labels in label_sets(part) for index in labels}
         everywhere |= found
-        if single_label and len(found) == 1 and split != "test":
+        if single_label and len(found) == 1 and split not in ("test", "unlabelled"):
             raise ValueError(
                 f"split '{split}' of {name} holds only the class {names[found.pop()]!r}: a "
                 "classifier needs images of two"

@@ -149,6 +149,7 @@ ALTER: dict[str, Callable[[Sample], Image.Image]] = {
 NEEDS_LUNGS = ("lungs", "only_lungs", "no_lungs")
 NEEDS_SIZE = ("padded",)
 MOVES_PIXELS = ("squashed", "padded", "lungs", "shift")
+RESHAPES = ("squashed", "padded", "lungs")
 
 
 def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -211,7 +212,7 @@ def make_variant(split: Dataset, name: str, seed: int = 0) -> Dataset:
 
     An image depends on `seed` and its image_id alone. Rows that lack what the variant needs (a lung
     mask that is not empty, an original size) are left out with one warning. Where pixels move,
-    lung_mask and boxes no longer fit and are left out too.
+    lung_mask and boxes no longer fit and are left out too, as is the original size of a new shape.
 
     Raises ValueError for an unknown variant, an image that cannot be read, and a split in which no
     row has what the variant needs.
@@ -238,6 +239,7 @@ def make_variant(split: Dataset, name: str, seed: int = 0) -> Dataset:
             "variant %s leaves out %d of %d images without %s", name, lacking, len(split), needed
         )
     gone = {"image", *(("lung_mask", "boxes") if name in MOVES_PIXELS else ())}
+    gone |= {"original_width", "original_height"} if name in RESHAPES else set()
     others = split.select_columns([column for column in split.features if column not in gone])
     columns = {"image": images, **others.select(kept)[:]}
     features = Features(

@@ -113,7 +113,9 @@ def _base_model(arguments: dict) -> str | None:
     model = arguments.get("model", "")
     if HUB_ID.fullmatch(model):
         return model
-    if arguments.get("pretrained") and "." in model:  # a timm name with its tag is its Hub name
+    if (
+        arguments.get("pretrained") is True and "." in model
+    ):  # a timm name with its tag is its Hub name
         return f"timm/{model}"
     return None
 
@@ -231,8 +233,9 @@ def _training(arguments: dict, metrics: dict) -> str:
     rows = [[f"`{key}`", _plain(value)] for key, value in arguments.items()]
     device = f" on {metrics['device']}" if "device" in metrics else ""
     start = ""
-    if arguments.get("pretrained"):
-        start = f" Training began with timm's ImageNet weights of `{arguments['model']}`."
+    if pretrained := arguments.get("pretrained"):
+        whose = "timm's" if pretrained is True else f"`{pretrained}`:"
+        start = f" Training began with {whose} ImageNet weights of `{arguments['model']}`."
     return f"""## Training, hardware and time
 
 {metrics["num_parameters"]:,} parameters, {metrics["train_seconds"] / 60:.1f} minutes{device}; \

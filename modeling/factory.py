@@ -5,7 +5,7 @@ import inspect
 from pathlib import Path
 
 import timm
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -22,8 +22,8 @@ from .modeling_cxr import (
     CxrDenseNetForImageClassification,
     CxrPreTrainedModel,
     CxrTimmForImageClassification,
-    fixed_size,
 )
+from .pretrained import first_line, load_imagenet
 
 FAMILIES = {
     CxrBaselineConfig: CxrBaselineForImageClassification,
@@ -41,7 +41,7 @@ def create_model(
     name: str,
     class_names: list[str],
     image_size: int | None = None,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
     **options,
 ) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
     """Makes a model with a head for `class_names`, and the processor that feeds it.
@@ -51,14 +51,14 @@ def create_model(
             this project, whose head is replaced where its classes differ.
         class_names: in the order of the label indices.
         image_size: side of the input, pixels; None is 224, or the saved model's own.
-        pretrained: start from timm's ImageNet weights of that name; the first convolution is
-            adapted to `num_channels`.
+        pretrained: start from ImageNet weights, True for timm's of that name on the Hub, or a file
+            or folder that holds them; the first convolution is adapted to `num_channels`.
         options: fields of the configuration, such as `num_channels`, `loss` or `block_config`.
 
     Raises:
         ValueError: an unknown name (near names are suggested) or option, or no pretrained weights
             exist for the model.
-        OSError: the Hub cannot be reached or lacks what was asked for.
+        OSError: the Hub cannot be reached or lacks what was asked for, or a file cannot be read.
     """
     options["id2label"] = dict(enumerate(class_names))
     options["label2id"] = {name: index for index, name in enumerate(class_names)}
@@ -80,7 +80,7 @@ def create_model(
     _check_options(config_class, options)
     config = config_class(**options)
     model = FAMILIES[config_class](config)
-    statistics = _load_imagenet(model, name) if pretrained else {}
+    statistics = load_imagenet(model, name, pretrained) if pretrained else {}
     return model, CxrImageProcessor(config.image_size, config.num_channels, **statistics)
 
 
@@ -110,7 +110,7 @@ def load_model(name: str) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
     try:
         model = AutoModelForImageClassification.from_pretrained(name).eval()
     except SafetensorError as error:
-        raise OSError(f"the weights of {name} are damaged ({_first_line(error)}).") from error
+        raise OSError(f"the weights of {name} are damaged ({first_line(error)}).") from error
     return model, _load_processor(name)
 
 
@@ -120,7 +120,7 @@ def _load_config(name):
     except (OSError, ValueError, HFValidationError) as error:
         raise OSError(
             f"model {name!r} is neither a folder with a saved model nor a Hub id that can be "
-            f"reached ({_first_line(error)})."
+            f"reached ({first_line(error)})."
         ) from error
     if type(config) not in FAMILIES:
         raise ValueError(
@@ -135,7 +135,7 @@ def _load_processor(name):
         return CxrImageProcessor.from_pretrained(name)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{name} has no image processor of this project ({_first_line(error)})."
+            f"{name} has no image processor of this project ({first_line(error)})."
         ) from error
 
 
@@ -175,45 +175,3 @@ def _load_model(name, image_size, options):
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
     return model, processor
-
-
-def _load_imagenet(model, name):
-    """Loads timm's weights and gives the image statistics that they were trained with."""
-    config = model.config
-    if isinstance(config, CxrBaselineConfig):
-        raise ValueError("the baseline CNN has no pretrained weights; leave out --pretrained.")
-    extra = fixed_size(config) if isinstance(config, CxrTimmConfig) else {}
-    try:
-        source = timm.create_model(
-            name, pretrained=True, in_chans=config.num_channels, num_classes=0, **extra
-        )
-    except RuntimeError as error:
-        raise ValueError(f"no pretrained weights for {name} ({_first_line(error)}).") from error
-    except (OSError, HTTPError) as error:
-        raise OSError(
-            f"the ImageNet weights of {name} cannot be fetched ({_first_line(error)}); connect to "
-            "the Hub, or leave out --pretrained."
-        ) from error
-    try:
-        result = model.network.load_state_dict(source.state_dict(), strict=False)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the ImageNet weights of {name} do not fit this configuration; leave out the options "
-            "that change its shape."
-        ) from error
-    if result.unexpected_keys or len(result.missing_keys) != 2:  # weight and bias of the head
-        raise ValueError(
-            f"the ImageNet weights of {name} do not fit this configuration; leave out the options "
-            "that change its shape."
-        )
-    statistics = {
-        "image_mean": source.pretrained_cfg["mean"],
-        "image_std": source.pretrained_cfg["std"],
-    }
-    if config.num_channels == 1:
-        statistics = {key: [sum(values) / len(values)] for key, values in statistics.items()}
-    return statistics
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

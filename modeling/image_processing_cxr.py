@@ -28,6 +28,7 @@ from .screening_cxr import camera_warnings, colour_warnings, screen
 # GIF with its comments, take time that grows with the square of a file's size.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
 BIT_DEPTHS = (8, 10, 12, 14, 16)
+GEOMETRIES = ("pad", "squash", "crop")
 BAND = 1_000_000  # pixels converted at a time, so that memory stays near that of the result
 COLOUR_SAMPLES = 500  # a side, where colours are looked for
 ORIENTATION = 0x0112  # of Exif; how to turn rows and columns upright
@@ -55,12 +56,12 @@ class CxrImageProcessor(BaseImageProcessor):
         num_channels: 1 or 3 (the grey image repeated).
         image_mean, image_std: one value a channel, in units of full scale (0..1). The default is
             ImageNet's (for one channel, the mean over its three).
-        squash: stretch images to the output's shape, as for networks trained on images that were;
-            otherwise the aspect ratio is kept and the rest is black.
+        geometry: how images of other proportions fill the output: "pad" keeps all of them, centred
+            on black; "squash" stretches them; "crop" keeps their centre alone.
 
     Raises:
-        ValueError: a size below 32 pixels, other channels than 1 or 3, or a mean or standard
-            deviation of another length.
+        ValueError: a size below 32 pixels, other channels than 1 or 3, an unknown geometry, or a
+            mean or standard deviation of another length.
     """
 
     model_input_names = ["pixel_values"]
@@ -71,9 +72,11 @@ class CxrImageProcessor(BaseImageProcessor):
         num_channels: int = 1,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
-        squash: bool = False,
+        geometry: str = "pad",
         **kwargs,
     ):
+        # Folders of before there were three geometries say "squash", true or false.
+        geometry = "squash" if kwargs.pop("squash", False) else geometry
         super().__init__(**kwargs)
         size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
         if set(size) != {"height", "width"} or min(size.values()) < MIN_SIDE:
@@ -82,9 +85,11 @@ class CxrImageProcessor(BaseImageProcessor):
             )
         if num_channels not in (1, 3):
             raise ValueError(f"num_channels is {num_channels}; it can be 1 or 3.")
+        if geometry not in GEOMETRIES:
+            raise ValueError(f"geometry is {geometry!r}; it can be {', '.join(GEOMETRIES)}.")
         self.size = size
         self.num_channels = num_channels
-        self.squash = squash
+        self.geometry = geometry
         self.image_mean = list(image_mean or _per_channel(IMAGENET_MEAN, num_channels))
         self.image_std = list(image_std or _per_channel(IMAGENET_STD, num_channels))
         for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
@@ -113,9 +118,13 @@ class CxrImageProcessor(BaseImageProcessor):
         pixels = np.stack([self.read(image) for image in images])
         return BatchFeature({"pixel_values": self.normalize(pixels)}, tensor_type=return_tensors)
 
-    def read(self, image, correct: bool = True) -> np.ndarray:
-        """`load`, then `resize`: uint16 (H, W), 0..65535."""
-        return self.resize(self.load(image, correct))
+    def read(self, image, correct: bool = True, shape: tuple[int, int] | None = None) -> np.ndarray:
+        """`load`, then `resize` with the `shape` that a stored image had: uint16 (H, W)."""
+        opened = _open(image)
+        pixels = (screen(opened) if correct else opened).pixels
+        if shape:  # of what is left, where a frame was cut
+            shape = tuple(a * b / c for a, b, c in zip(pixels.shape, shape, opened.pixels.shape))
+        return self.resize(pixels, shape)
 
     def load(self, image, correct: bool = True) -> np.ndarray:
         """The pixels of `open`: uint16 (h, w), 0..65535."""
@@ -145,24 +154,29 @@ class CxrImageProcessor(BaseImageProcessor):
         opened = _open(image)
         return screen(opened) if correct else opened
 
-    def resize(self, pixels: np.ndarray) -> np.ndarray:
-        """Antialiased bilinear resize: keeping the aspect ratio, centred on black, or by `squash`.
+    def resize(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
+        """Antialiased bilinear resize, by `geometry`.
 
         Args:
             pixels: uint16 (h, w).
+            shape: height and width of the image before it was stretched to `pixels`, where it was:
+                its own proportions are then restored.
 
         Returns:
             uint16 (H, W).
         """
-        top, left, height, width = self._placement(*pixels.shape)
-        if (height, width) != pixels.shape:
+        shape = shape or pixels.shape
+        box, (top, left, bottom, right) = self._placement(*shape)
+        scale_y, scale_x = pixels.shape[0] / shape[0], pixels.shape[1] / shape[1]
+        box = (box[1] * scale_x, box[0] * scale_y, box[3] * scale_x, box[2] * scale_y)
+        if (bottom - top, right - left) != pixels.shape or box != (0, 0, *pixels.shape[::-1]):
             resized = Image.fromarray(pixels.astype(np.float32)).resize(
-                (width, height), Image.Resampling.BILINEAR
+                (right - left, bottom - top), Image.Resampling.BILINEAR, box
             )
             pixels = np.asarray(resized).round().astype(np.uint16)
-        padded = np.zeros((self.size["height"], self.size["width"]), np.uint16)
-        padded[top : top + height, left : left + width] = pixels
-        return padded
+        square = np.zeros((self.size["height"], self.size["width"]), np.uint16)
+        square[top:bottom, left:right] = pixels
+        return square
 
     def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Scales to `image_mean` and `image_std`, and repeats to `num_channels`.
@@ -185,16 +199,21 @@ class CxrImageProcessor(BaseImageProcessor):
         """Puts a heatmap back into the frame of the image it explains.
 
         Args:
-            heatmap: float (H, W), as `grad_cam` gives it for the padded square.
+            heatmap: float (H, W), as `grad_cam` gives it for the square.
             height, width: of the original image, pixels.
 
         Returns:
-            float32 (height, width).
+            float32 (height, width); 0 in what was cut off.
         """
-        top, left, inner_height, inner_width = self._placement(height, width)
-        inner = np.asarray(heatmap, np.float32)[top : top + inner_height, left : left + inner_width]
-        image = Image.fromarray(np.ascontiguousarray(inner))
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        box, (top, left, bottom, right) = self._placement(height, width)
+        inner = np.ascontiguousarray(np.asarray(heatmap, np.float32)[top:bottom, left:right])
+        top, left, bottom, right = map(round, box)
+        size = (right - left, bottom - top)
+        framed = np.zeros((height, width), np.float32)
+        framed[top:bottom, left:right] = Image.fromarray(inner).resize(
+            size, Image.Resampling.BILINEAR
+        )
+        return framed
 
     def overlay(self, pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
         """`overlay_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
@@ -205,15 +224,24 @@ class CxrImageProcessor(BaseImageProcessor):
         return heat_layer(heat)
 
     def _placement(self, height, width):
-        """Top, left, height and width of an image inside the output."""
-        if self.squash:
-            return 0, 0, self.size["height"], self.size["width"]
-        scale = min(self.size["height"] / height, self.size["width"] / width)
-        inner_height = max(1, round(height * scale))
-        inner_width = max(1, round(width * scale))
-        top = (self.size["height"] - inner_height) // 2
-        left = (self.size["width"] - inner_width) // 2
-        return top, left, inner_height, inner_width
+        """The part of an image that is shown, and its place in the output.
+
+        Both are (top, left, bottom, right); the first in pixels of the image, the second in whole
+        pixels of the output.
+        """
+        rows, columns = self.size["height"], self.size["width"]
+        whole, full = (0, 0, height, width), (0, 0, rows, columns)
+        if self.geometry == "squash":
+            return whole, full
+        if self.geometry == "crop":
+            scale = max(rows / height, columns / width)
+            kept_height, kept_width = min(height, rows / scale), min(width, columns / scale)
+            top, left = (height - kept_height) / 2, (width - kept_width) / 2
+            return (top, left, top + kept_height, left + kept_width), full
+        scale = min(rows / height, columns / width)
+        inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
+        top, left = (rows - inner_height) // 2, (columns - inner_width) // 2
+        return whole, (top, left, top + inner_height, left + inner_width)
 
 
 def _open(image):

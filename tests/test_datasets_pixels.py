@@ -15,14 +15,14 @@ from datasets_scripts import fingerprint, load_cxr_dataset, read_pixels
 SIZE = 16
 
 
-def read(image):
+def read(image, shape=None):
     assert isinstance(image, str)
     with Image.open(image) as opened:
         grey = np.asarray(opened.convert("L").resize((SIZE, SIZE)))
     return grey.astype(np.uint16) * 257
 
 
-def refuse(image):
+def refuse(image, shape):
     raise AssertionError("a second call must decode nothing")
 
 
@@ -36,7 +36,7 @@ def part(tmp_path):
 def test_every_image_is_a_row_in_order_and_is_decoded_once(part, tmp_path):
     calls = []
 
-    def counted(image):
+    def counted(image, shape):
         calls.append(image)
         return read(image)
 
@@ -56,7 +56,7 @@ def test_every_image_is_a_row_in_order_and_is_decoded_once(part, tmp_path):
 def test_embedded_images_are_read_from_their_bytes(tmp_path):
     phantoms = load_cxr_dataset("phantom", num_train=4, num_validation=2, num_test=2, image_size=32)
 
-    def from_bytes(image):
+    def from_bytes(image, shape):
         assert image.startswith(b"\x89PNG")
         return np.full((SIZE, SIZE), len(image), np.uint16)
 
@@ -84,7 +84,7 @@ def test_unreadable_images_are_left_out_named_and_limited(part, tmp_path, caplog
 
 
 def test_ten_unreadable_images_are_named_of_many(part, tmp_path):
-    def broken(image):
+    def broken(image, shape):
         raise UnidentifiedImageError("no image")
 
     with pytest.raises(ValueError, match="60 of 60 images cannot be read") as caught:
@@ -102,7 +102,7 @@ def test_a_cache_of_other_images_is_written_again(part, tmp_path, caplog):
 def test_a_half_written_cache_is_never_used(part, tmp_path):
     cache = tmp_path / "cache"
 
-    def killed(image):
+    def killed(image, shape):
         if image.endswith("b-20.png"):
             raise KeyboardInterrupt
         return read(image)
@@ -119,7 +119,7 @@ def test_a_half_written_cache_is_never_used(part, tmp_path):
 
 def test_a_mistake_in_read_is_not_taken_for_a_bad_image(part, tmp_path):
     with pytest.raises(TypeError, match=r"read gave uint8 \(16, 16\), not uint16 \(16, 16\)"):
-        read_pixels(part, lambda _: np.zeros((16, 16), np.uint8), SIZE, tmp_path / "cache")
+        read_pixels(part, lambda *_: np.zeros((16, 16), np.uint8), SIZE, tmp_path / "cache")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, run_python):
@@ -132,7 +132,7 @@ part = load_cxr_dataset("folder", {str(tmp_path / "set")!r})["test"]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 try:
-    read_pixels(part, lambda _: np.zeros((128, 128), np.uint16), 128, {str(tmp_path / "cache")!r})
+    read_pixels(part, lambda *_: np.zeros((128, 128), np.uint16), 128, {str(tmp_path / "cache")!r})
 except OSError as error:
     print("said:", error)
 """

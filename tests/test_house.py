@@ -45,12 +45,6 @@ def test_ruff_passes(command):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_no_file_is_longer_than_400_lines():
-    long = [path.name for path in sources() if len(path.read_text().splitlines()) > 400]
-    assert sources()
-    assert not long
-
-
 @pytest.mark.parametrize("folder", FLOORS)
 def test_a_folder_imports_only_what_its_floor_allows(folder):
     imported = set()

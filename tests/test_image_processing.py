@@ -1,6 +1,7 @@
 """The one preprocessing path: every kind of file, to known pixels."""
 
 import io
+import json
 import struct
 import zlib
 
@@ -138,7 +139,7 @@ def test_downscaling_is_antialiased():
 def test_a_squashing_processor_fills_the_square_and_restores_the_frame(tmp_path):
     wide = np.zeros((40, 80), np.uint8)
     wide[:, 40:] = 255
-    CxrImageProcessor(64, squash=True).save_pretrained(tmp_path)
+    CxrImageProcessor(64, geometry="squash").save_pretrained(tmp_path)
     processor = CxrImageProcessor.from_pretrained(tmp_path)
     pixels = processor.read(wide)
     assert pixels.shape == (64, 64)
@@ -146,6 +147,60 @@ def test_a_squashing_processor_fills_the_square_and_restores_the_frame(tmp_path)
     restored = processor.restore(pixels / 65535, 40, 80)
     assert restored.shape == (40, 80)
     assert restored[:, :38].max() == 0 and restored[:, 42:].min() == 1
+
+
+def test_a_cropping_processor_keeps_the_centre_and_restores_the_frame():
+    wide = np.zeros((64, 192), np.uint8)
+    wide[:, 64:128] = np.random.default_rng(0).integers(0, 256, (64, 64))
+    processor = CxrImageProcessor(64, geometry="crop")
+    pixels = processor.read(wide)
+    np.testing.assert_array_equal(pixels, wide[:, 64:128] * np.uint16(257))
+    restored = processor.restore(pixels / 65535, 64, 192)
+    np.testing.assert_allclose(restored, wide / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(50, 150), (90, 64)])
+def test_cropping_keeps_the_proportions(shape):
+    image = np.zeros(shape, np.uint8)
+    top, left = shape[0] // 2, shape[1] // 2
+    image[top - 10 : top + 10, left - 10 : left + 10] = 255
+    pixels = CxrImageProcessor(64, geometry="crop").read(image) / 65535
+    side = 20 * 64 / min(shape)
+    np.testing.assert_allclose(pixels.sum(0).max(), side, rtol=0.02)
+    np.testing.assert_allclose(pixels.sum(1).max(), side, rtol=0.02)
+
+
+@pytest.mark.parametrize("framed", [False, True])
+@pytest.mark.parametrize("geometry", ["pad", "crop"])
+def test_a_stretched_image_gets_back_its_own_proportions(geometry, framed):
+    y, x = np.mgrid[:600, :900] / 900
+    original = (0.2 + 0.3 * x + 0.4 * (np.hypot(y - 0.33, x - 0.5) < 0.2)).astype(np.float32)
+    if framed:
+        original = np.pad(original, 120)
+    shape = original.shape
+    stretched = np.asarray(Image.fromarray(original).resize((512, 512), Image.Resampling.BILINEAR))
+    processor = CxrImageProcessor(96, geometry=geometry)
+    expected = processor.read(original) / 65535
+    restored = processor.read(stretched.clip(0, 1), shape=shape) / 65535
+    assert np.abs(restored - expected).mean() < 0.02
+    assert np.abs(processor.read(stretched.clip(0, 1)) / 65535 - expected).mean() > 0.03
+
+
+def test_folders_of_before_there_were_three_geometries_stay_readable(tmp_path):
+    CxrImageProcessor(64).save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    for squash, geometry in ((True, "squash"), (False, "pad")):
+        stored = json.loads(file.read_text())
+        stored.pop("geometry", None)
+        file.write_text(json.dumps({**stored, "squash": squash}))
+        processor = CxrImageProcessor.from_pretrained(tmp_path)
+        assert processor.geometry == geometry
+        assert "squash" not in processor.to_dict()
+
+
+def test_an_unknown_geometry_names_the_known_ones():
+    with pytest.raises(ValueError, match="geometry is 'stretch'; it can be pad, squash, crop"):
+        CxrImageProcessor(64, geometry="stretch")
 
 
 def test_pixel_values_are_normalised_floats():

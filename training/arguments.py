@@ -11,6 +11,7 @@ from accelerate.utils import LoggerType
 from datasets_scripts import SOURCES, VARIANTS
 from evaluation.operating_points import RULES
 from modeling.configuration_cxr import LOSSES
+from modeling.image_processing_cxr import GEOMETRIES
 
 MANY = 10**9
 RANGES = {
@@ -28,8 +29,12 @@ RANGES = {
     "ema_decay": (0, 0.99999),
     "max_rotation": (0, 180),
     "max_scale": (0, 0.9),
+    "max_stretch": (0, 1),
     "max_shift": (0, 1),
     "max_contrast": (0, 1),
+    "max_blur": (0, 0.9),
+    "distill_weight": (0, 1),
+    "distill_temperature": (0.1, 100),
     "early_stopping_patience": (0, MANY),
     "target_sensitivity": (0, 1),
     "abstain_share": (0, 0.9),
@@ -83,9 +88,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--model", default="densenet121", help="baseline, densenet121, a timm name, a folder or id")
     add("--model_options", help="the configuration's own, as block_config=[2,2]", **pairs)
     add("--image_size", type=int, help="pixels a side; 224 if the model does not say")
-    add("--squash_images", action="store_true", help="stretch to a square instead of padding")
+    geometries = "pad keeps all, squash stretches, crop keeps the centre; pad if no model says"
+    add("--geometry", choices=GEOMETRIES, help=geometries)
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
-    add("--pretrained", action="store_true", help="start from timm's ImageNet weights")
+    weights = "start from ImageNet weights: timm's on the Hub, or those in a file or folder"
+    add("--pretrained", nargs="?", const=True, default=False, metavar="PATH", help=weights)
 
     add = parser.add_argument_group("recipe").add_argument
     add("--num_train_epochs", type=int, default=10, help="passes over the training split")
@@ -103,9 +110,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--ema_decay", type=float, default=0.0, help="average the weights; 0 does not")
     add("--max_rotation", type=float, default=10.0, help="augmentation: degrees")
     add("--max_scale", type=float, default=0.15, help="augmentation: share of the size")
+    add("--max_stretch", type=float, default=0.0, help="augmentation: width against height")
     add("--max_shift", type=float, default=0.1, help="augmentation: share of the side")
     add("--max_contrast", type=float, default=0.3, help="augmentation: share, gain and gamma")
+    add("--max_blur", type=float, default=0.0, help="augmentation: share of the resolution lost")
     add("--early_stopping_patience", type=int, default=0, help="epochs; 0 never stops early")
+
+    add = parser.add_argument_group("distillation").add_argument
+    add("--teacher", nargs="+", default=[], metavar="ID", help="trained folders or Hub ids")
+    add("--distill_weight", type=float, default=0.5, help="share of the teachers in the loss")
+    add("--distill_temperature", type=float, default=2.0, help="softens teachers and student")
 
     add = parser.add_argument_group("operating point, fitted on validation").add_argument
     add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
@@ -183,5 +197,6 @@ def recipe(args: argparse.Namespace) -> dict:
         return Path(value).name if is_path else value
 
     kept = {name: public(value) for name, value in vars(args).items() if name not in LOCAL}
+    kept["teacher"] = [public(name) for name in args.teacher]
     options = {name: public(value) for name, value in args.dataset_options.items()}
     return {**kept, "dataset_options": options}

@@ -1,7 +1,6 @@
 """From a dataset in the schema to batches of decoded pixels."""
 
 import hashlib
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,9 @@ MODELING = Path(image_processing_cxr.__file__).parent
 class PixelDataset(torch.utils.data.Dataset):
     """A split, decoded; a batch is one read of the memory map.
 
-    A batch holds `pixels`, uint16 (B, H, W); `labels`, int64 (B,), or float32 (B, K) when the
-    split is multi-label; `index`, int64 (B,).
+    A batch holds `pixels`, uint16 (B, H, W); `labels`, int64 (B,), -1 for an unlabelled image, or
+    float32 (B, K) when the split is multi-label; `index`, int64 (B,). `weights`, float64 (N,), say
+    how often images are drawn in training, and are None where the split has none.
 
     Args:
         split: in the dataset schema.
@@ -31,6 +31,8 @@ class PixelDataset(torch.utils.data.Dataset):
         self.image_ids = np.array(split["image_id"][:])
         self.patient_ids = np.array(split["patient_id"][:])
         self.class_names = class_names(split)
+        weights = "weight" in split.features
+        self.weights = np.array(split["weight"][:], np.float64) if weights else None
         self.multi_label = "labels" in split.features
         if self.multi_label:
             self.labels = np.zeros((len(split), len(self.class_names)), np.float32)
@@ -75,14 +77,14 @@ def decode_splits(
     code = b"".join(path.read_bytes() for path in sorted(MODELING.glob("*_cxr.py")))
     code += PIL.__version__.encode()
     size = processor.size["height"]
-    kind = f"{size}{'-squash' * processor.squash}{'-as-is' * (not correct)}"
+    kind = f"{size}-{processor.geometry}{'-as-is' * (not correct)}"
     suffix = f"{kind}-{hashlib.sha256(code).hexdigest()[:8]}.u16"
     splits = {}
     for name, split in dataset.items():
         cache_file = folder / f"{fingerprint(split)}-{suffix}"
         pixels, kept = read_pixels(
             split,
-            partial(processor.read, correct=correct),
+            lambda image, shape: processor.read(image, correct, shape),
             size,
             cache_file,
             max_unreadable=max_unreadable,
@@ -112,4 +114,5 @@ def summarize(dataset: DatasetDict, name: str) -> dict:
             "patients": len(set(split["patient_id"])),
             "classes": {text: labels.count(k) for k, text in enumerate(class_names(split))},
         }
-    return {"source": dataset["train"]["source"][0], "name": name, "splits": splits}
+    sources = list(dict.fromkeys(dataset["train"]["source"]))
+    return {"source": ", ".join(sources), "name": name, "splits": splits}

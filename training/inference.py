@@ -9,11 +9,21 @@ from torch.utils.data import DataLoader
 from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor
 from training.data import PixelDataset
+from training.sampling import WeightedSampler
 
 
-def make_loader(split: PixelDataset, batch_size: int, shuffle: bool = False) -> DataLoader:
-    """Batches as `PixelDataset` gives them; not yet prepared by Accelerate."""
-    return DataLoader(split, batch_size, shuffle=shuffle, collate_fn=lambda batch: batch)
+def make_loader(split: PixelDataset, batch_size: int, seed: int | None = None) -> DataLoader:
+    """Batches as `PixelDataset` gives them; not yet prepared by Accelerate.
+
+    Args:
+        seed: of a training split: shuffled, or drawn by its weights. None keeps the order.
+    """
+    weighted = seed is not None and split.weights is not None
+    sampler = WeightedSampler(split.weights, seed) if weighted else None
+    shuffle = seed is not None and not weighted
+    return DataLoader(
+        split, batch_size, shuffle=shuffle, sampler=sampler, collate_fn=lambda batch: batch
+    )
 
 
 @torch.no_grad()

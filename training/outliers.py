@@ -30,7 +30,9 @@ LEARNING_RATE = 4e-3
 QUANTILE = 0.99  # of the altered validation images passes
 # Far more than a classifier is trained with: an adult, another machine or a bad exposure is still
 # a chest X-ray.
-VARIETY = argparse.Namespace(max_rotation=15, max_scale=0.25, max_shift=0.12, max_contrast=0.8)
+VARIETY = argparse.Namespace(
+    max_rotation=15, max_scale=0.25, max_stretch=0, max_shift=0.12, max_contrast=0.8, max_blur=0
+)
 LEAST_CROP = 0.7  # of the height and of the width, each its own: other shapes of chest
 MOST_VEIL = 0.8  # of white over one side of the image: the thick abdomen of an adult
 

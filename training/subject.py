@@ -19,7 +19,10 @@ from modeling.image_processing_cxr import FULL_SCALE
 from training.data import PixelDataset, decode_splits
 from training.inference import make_loader, predict, to_predictions
 
-SCHEMA = {"image", "label", "labels", "image_id", "patient_id", "source", "lung_mask", "boxes"}
+SCHEMA = {
+    *("image", "label", "labels", "image_id", "patient_id", "source"),
+    *("lung_mask", "boxes", "weight"),
+}
 
 
 class Subject:
