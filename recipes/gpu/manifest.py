@@ -1,6 +1,6 @@
 """One CSV file of every chest X-ray in a data folder that a NORMAL / PNEUMONIA model may train on.
 
-    python recipes/gpu/manifest.py DATA runs/gpu/manifest.csv
+    python -m recipes.gpu.manifest DATA runs/gpu/manifest.csv
     accelerate launch train.py --dataset runs/gpu/manifest.csv --dataset_options root=DATA ...
 
 DATA holds `chest_xray` and `kermany_extra` (Kermany et al. 2018), `chestxray14` with its

@@ -1,6 +1,6 @@
 """The images of a manifest and the ImageNet weights of the teachers, small enough to travel.
 
-    python recipes/gpu/pack.py DATA runs/gpu/manifest.csv recipes/gpu/gpu.yaml runs/gpu/pack
+    python -m recipes.gpu.pack DATA runs/gpu/manifest.csv recipes/gpu/gpu.yaml runs/gpu/pack
 
 writes `images.npz` (grey WebP files of 224 x 224 pixels in one array, beside their rows) and one
 float16 safetensors file for each network that the recipe starts from ImageNet.

@@ -1,6 +1,6 @@
 """The trainings of a recipe, one after the other, on one GPU or on the CPU, from a packed data set.
 
-    python recipes/gpu/run.py runs/gpu/pack recipes/gpu/gpu.yaml OUT STATE --minutes 8.5
+    python -m recipes.gpu.run runs/gpu/pack recipes/gpu/gpu.yaml OUT STATE --minutes 8.5
 
 Everything lies on the device, so that the loader is never the limit. Needs torch, timm,
 transformers, safetensors, scikit-learn, NumPy, Pillow and PyYAML alone. Stopped at any moment, the
@@ -116,7 +116,8 @@ class Pack:
             columns = {name: content[name] for name in content.files}
         self.blobs, self.ends = columns.pop("blobs"), columns.pop("sizes").cumsum()
         self.shapes = list(zip(columns["original_height"], columns["original_width"]))
-        self.image, self.split, self.weight = (columns[n] for n in ("image", "split", "weight"))
+        self.image, self.patient = columns["image"], columns["patient"]
+        self.split, self.weight = columns["split"], columns["weight"]
         index = {"": UNLABELLED, **{name: k for k, name in enumerate(CLASSES)}}
         self.labels = np.array([index[label] for label in columns["label"]])
         self.hospital = np.array([HOSPITALS.get(source, "") for source in columns["source"]])
