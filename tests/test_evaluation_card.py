@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from evaluation.metrics import METRIC_NAMES, compute_metrics, format_metric
-from evaluation.model_card import write_model_card
+from evaluation.pages.model_card import write_model_card
 from evaluation.predictions import read_predictions, write_predictions
 from evaluation.table import main, replace_block, results_table
 

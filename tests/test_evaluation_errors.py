@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from evaluation.error_analysis import SUBGROUP_METRICS, choose_cases, draw_case, subgroups
+from evaluation.cases import choose_cases
+from evaluation.figures import draw_case
 from evaluation.metrics import compute_metrics
 from evaluation.predictions import Predictions
+from evaluation.subgroups import SUBGROUP_METRICS, subgroups
 
 
 def make(labels, log_odds, extra=None, thresholds=None, ids=None, names=("NORMAL", "PNEUMONIA")):

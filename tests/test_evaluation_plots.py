@@ -6,10 +6,9 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from plots_cases import by_hand, draw, legend, simulated, svg_texts, texts, title
+from plots_cases import by_hand, draw, legend, scored, simulated, svg_texts, texts, title
 
-from evaluation.metrics import compute_metrics
-from evaluation.plots import (
+from evaluation.figures import (
     plot_confusion_matrix,
     plot_decision_curve,
     plot_forest,
@@ -20,14 +19,15 @@ from evaluation.plots import (
     plot_threshold_sweep,
     plot_training_curves,
 )
+from evaluation.metrics import compute_metrics
 
 HEADER = (
     "epoch,train_loss,validation_loss,validation_auroc,learning_rate,images_per_second,seconds\n"
 )
 OF_MODELS = {
-    "roc": lambda models, path: plot_roc(models, path, num_resamples=20),
-    "pr": lambda models, path: plot_pr(models, path, num_resamples=20),
-    "reliability": lambda models, path: plot_reliability(models, path, num_resamples=20),
+    "roc": lambda models, path: plot_roc(models, *scored(models, path)),
+    "pr": lambda models, path: plot_pr(models, *scored(models, path)),
+    "reliability": lambda models, path: plot_reliability(models, *scored(models, path)[:2]),
     "decision_curve": plot_decision_curve,
 }
 OF_ONE = {

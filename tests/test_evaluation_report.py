@@ -13,7 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from evaluation.metrics import METRIC_NAMES, format_metric
-from evaluation.report import write_report
+from evaluation.pages.report import write_report
 
 FLAGS = "headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-background-networking"
 

@@ -1,25 +1,29 @@
-"""RESULTS.md from the files of a comparison: `python -m evaluation.results RESULTS_DIR RESULTS.md`.
+"""RESULTS.md from the files of the study: `python -m recipes.kermany.results DIR RESULTS.md`.
 
-Tables come from metrics.json of runs and reports, figures and cases from the report on the test
-split; what is typed here says how it was done.
+Every number is read from a file and put into a hole of RESULTS.md.jinja, whose text says how the
+study was done.
 """
 
 import argparse
+import csv
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from evaluation.bootstrap import CONFIDENCE_LEVEL
 from evaluation.compare import delong
+from evaluation.figures import plot_training_curves
 from evaluation.metrics import METRIC_NAMES, format_metric
-from evaluation.outliers import outliers_section
-from evaluation.plots import plot_training_curves
+from evaluation.pages.wording import difference, listed
 from evaluation.predictions import read_predictions, write_text
 from evaluation.saliency import MEASURES
 from evaluation.table import markdown_table, read_json
-from evaluation.wording import difference
+from recipes.kermany.outliers import flagged_table, unseen_packages
 
 HEADLINE = {
     "auroc": "AUROC [95 % CI]",
@@ -48,8 +52,8 @@ def write_results(folder: str | Path, path: str | Path) -> None:
     """Write the page, and the figure that no report holds, into `folder/figures`.
 
     Args:
-        folder: with search/, seeds/, leak/ (runs) and reports/ (reports), see
-            recipes/comparison.sh; the report "test" is needed, parts that are absent are left out.
+        folder: with search/, seeds/, leak/ (runs), outliers/ and reports/ (reports), see study.sh;
+            seeds and the report "test" are needed, parts that are absent are left out.
         path: of the page; links are relative to its folder.
 
     Raises:
@@ -57,92 +61,80 @@ def write_results(folder: str | Path, path: str | Path) -> None:
     """
     folder, path = Path(folder), Path(path)
     (folder / "figures").mkdir(exist_ok=True)
-    seeds = _runs(folder / "seeds")
+    seeds, search, leak = (read_runs(folder / kind) for kind in ("seeds", "search", "leak"))
     reports = {
         report.name: read_json(report / "metrics.json", ("dataset", "models"), "validate.py")
         for report in sorted((folder / "reports").iterdir())
         if (report / "metrics.json").is_file()
     }
-    models = list(reports["test"]["models"])
+    test = reports["test"]
+    models = list(test["models"])
     base = Path(os.path.relpath(folder, path.parent))
-    sections = [
-        ("How it was done", _protocol(reports["test"])),
-        ("The search", _search(_runs(folder / "search"))),
-        ("Seeds", _seeds(seeds, folder)),
-        ("The models that ship", _shipped(reports["test"], models)),
-        ("Curves and matrices", _figures(folder, base, models)),
-        ("The leak", _leak(_runs(folder / "leak"))),
-        ("Shortcuts", _reports(reports, VARIANTS, models, SHORTCUTS)),
-        ("Other hospitals", _external(reports, models)),
-        ("What is refused", outliers_section(folder / "outliers")),
-        ("Calibration and prevalence", _calibration(reports["test"], models)),
-        ("Where the models look", _saliency(reports["test"], models)),
-        ("Misclassified and uncertain cases", _cases(folder / "reports" / "test", models)),
-        ("Do it again", COMMANDS),
-    ]
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections if text)
-    write_text(path, f"{INTRODUCTION}\n\n{body}\n")
+    by_model = group_by_model(seeds)
+    draw_training(by_model, folder)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page = environment.get_template("RESULTS.md.jinja").render(
+        level=f"{CONFIDENCE_LEVEL * 100:.0f} %",
+        test=test["dataset"],
+        classes=", ".join(f"{count} {name}" for name, count in test["dataset"]["classes"].items()),
+        shipped=shipped_table(test, models),
+        shipped_differences=shipped_differences(test),
+        seeds=seeds_table(by_model),
+        pairs=pairs_table(by_model),
+        figures=figure_links(folder, base, models),
+        **leak_facts(leak),
+        shortcuts=reports_table(reports, VARIANTS, models),
+        external=reports_table(reports, EXTERNAL, models),
+        **external_facts(reports, models),
+        outliers=flagged_table(folder / "outliers") if (folder / "outliers").is_dir() else "",
+        unseen_packages=unseen_packages(folder / "outliers"),
+        calibration=calibration_table(test, models),
+        **saliency_facts(test, models),
+        cases=cases_table(folder / "reports" / "test", models),
+        run=next(iter(seeds.values()))["args"],
+        num_seeds=max(map(len, by_model.values())),
+        devices=listed(sorted({f"`{run['metrics']['device']}`" for run in seeds.values()})),
+        speeds=speeds([*seeds.values(), *search.values()], by_model),
+        search=search_table(search),
+    )
+    write_text(path, page)
 
 
-INTRODUCTION = """\
-# Results
-
-The comparison of [arXiv 2507.23455](https://arxiv.org/abs/2507.23455), a baseline CNN against \
-DenseNet-121 on the paediatric chest X-rays of Kermany et al. 2018, with patients kept apart, \
-several seeds, intervals and tests of what the models rely on. **Research only, not a medical \
-device.**
-
-This page is generated by `python -m evaluation.results`; every number comes from a file under \
-`results/kermany/`, and `predictions*.csv` there hold each image's logits. Intervals are 95 %, \
-from a bootstrap over patients."""
-
-SHORTCUTS = """\
-The same models and operating points on the test images altered: outer borders or corners (the \
-laterality marker) blacked out, the shape from before the images were squashed restored and \
-padded, cut to the box of the human-drawn lung masks, everything outside the lungs replaced by \
-their mean, the lungs blacked out, and a mixture of exposure, crop, rotation and blur (`shift`). \
-What a model still ranks without lungs is not anatomy of the lungs."""
-
-COMMANDS = """\
-```sh
-make .venv/installed
-recipes/comparison.sh DATA   # a folder with chest_xray/, kermany_extra/ and external/
-```
-
-Each step may be run alone; the script is a list of `train.py`, `validate.py` and `python -m` \
-lines. A report is scored again, without model or images, by
-
-```sh
-python validate.py --rescore results/kermany/reports/test/predictions.csv --output_dir again
-```"""
-
-
-def _runs(folder: Path) -> dict[str, dict]:
-    """Name: metrics and arguments of each run below a folder, which may be absent."""
+def read_runs(folder: Path) -> dict[str, dict]:
+    """Name: files of each run below a folder, which may be absent."""
     found = {}
     for run in sorted(folder.iterdir()) if folder.is_dir() else []:
         found[run.name] = {
-            "metrics": read_json(run / "metrics.json", ("validation",)),
-            "args": read_json(run / "training_args.json", ("seed", "image_size")),
+            "folder": run,
+            "metrics": read_json(run / "metrics.json", ("validation", "train_seconds", "device")),
+            "args": read_json(run / "training_args.json", ("model", "seed", "image_size")),
+            "dataset": read_json(run / "dataset.json", ("splits",)),
         }
     return found
 
 
-def _protocol(test: dict) -> str:
-    counts = ", ".join(f"{count} {name}" for name, count in test["dataset"]["classes"].items())
-    return f"""\
-Official test split: {test["dataset"]["n"]} images of {test["dataset"]["patients"]} patients \
-({counts}), scored at the end of a run. Validation: a patient-grouped share of train. That plain \
-validation images are far easier than the test was known from earlier runs; calibration, threshold \
-(Youden) and abstention band are therefore fitted on validation images altered by `shift` \
-(exposure, crop, rotation, blur), and the models that ship are those of the largest AUROC there.
+def group_by_model(seeds: dict[str, dict]) -> dict[str, dict[int, dict]]:
+    """{model: {seed: run}} of runs named MODEL-SEED; the seed is that of the run's arguments.
 
-Everything ran on two CPU cores without a GPU, where DenseNet-121 trains on about 50 images a \
-second at 64 pixels and 10 at 128: three seeds of both models were given the same few epochs at \
-64 pixels, and one run of each the 128 pixels."""
+    Raises:
+        ValueError: two runs of a model with one seed.
+    """
+    found: dict[str, dict[int, dict]] = {}
+    for name, run in seeds.items():
+        own, seed = found.setdefault(name.rpartition("-")[0], {}), run["args"]["seed"]
+        if seed in own:
+            raise ValueError(f"{run['folder']} has the seed {seed} of {own[seed]['folder']}.")
+        own[seed] = run
+    return {model: dict(sorted(own.items())) for model, own in found.items()}
 
 
-def _search(runs: dict[str, dict]) -> str:
+def search_table(runs: dict[str, dict]) -> str:
+    """A row a run of the search, validation alone; "" without runs."""
     if not runs:
         return ""
     header = ["Setting", "Model", "Pixels", "Epochs", "Seed", "Validation", "Altered validation"]
@@ -153,99 +145,81 @@ def _search(runs: dict[str, dict]) -> str:
         row = [name, args["model"], args["image_size"], args["num_train_epochs"], args["seed"]]
         row += [format_metric(metrics[key]["auroc"]) for key in ("validation", "operation")]
         rows.append([*map(str, row), f"{metrics['train_seconds'] / 60:.0f}"])
-    return (
-        "AUROC on validation. For the seeds below, the strongest augmentation was taken after a "
-        "first look with a harsher alteration than `shift`, of which no file remains; by the "
-        "figures shown here it is not the best of the three. `two-stage` goes on from a 64-pixel "
-        "seed for an epoch at 128 pixels, lost on validation, and was dropped. `128px` trains at "
-        "128 pixels throughout; that of DenseNet-121 began on a schedule of eight epochs, cut to "
-        "five at epoch 2.8. Runs of an earlier version of the code, `128px` and `two-stage`, had "
-        "scored the test images at their end.\n\n" + markdown_table(header, rows)
-    )
+    return markdown_table(header, rows)
 
 
-def _seeds(runs: dict[str, dict], folder: Path) -> str:
-    by_model: dict[str, list[str]] = {}
-    for name in runs:
-        by_model.setdefault(name.rpartition("-")[0], []).append(name)
+def seeds_table(by_model: dict[str, dict[int, dict]]) -> str:
+    """A row a run on the test split, and the mean and spread of each model."""
     header = ["Run", "Altered validation AUROC", *HEADLINE.values(), "Minutes"]
     rows = []
-    for model, names in by_model.items():
-        for name in names:
-            metrics = runs[name]["metrics"]
-            row = [name, f"{metrics['operation']['auroc']['value']:.3f}"]
+    for model, runs in by_model.items():
+        for run in runs.values():
+            metrics = run["metrics"]
+            row = [run["folder"].name, f"{metrics['operation']['auroc']['value']:.3f}"]
             row += [format_metric(metrics["uncalibrated_test"]["auroc"])]
             row += [f"{metrics['test'][key]['value']:.3f}" for key in list(HEADLINE)[1:]]
             rows.append([*row, f"{metrics['train_seconds'] / 60:.0f}"])
-        values = {
-            key: [runs[name]["metrics"]["test"][key]["value"] for name in names] for key in HEADLINE
-        }
-        spread = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in values.values()]
-        if len(names) > 1:
-            rows.append([f"**{model}**, mean ± SD of {len(names)}", "", *spread, ""])
+        values = [
+            [run["metrics"]["test"][key]["value"] for run in runs.values()] for key in HEADLINE
+        ]
+        if len(runs) > 1:
+            spread = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in values]
+            rows.append([f"**{model}**, mean ± SD of {len(runs)}", "", *spread, ""])
+    return markdown_table(header, rows)
+
+
+def draw_training(by_model: dict[str, dict[int, dict]], folder: Path) -> None:
+    """The training curves of all seeds."""
     histories = {
-        model: [folder / "seeds" / name / "history.csv" for name in names]
-        for model, names in by_model.items()
+        model: [run["folder"] / "history.csv" for run in runs.values()]
+        for model, runs in by_model.items()
     }
     plot_training_curves(histories, folder / "figures" / "training_curves.png")
-    return "\n\n".join(
-        [
-            "Test figures at each run's own operating point; recipes/kermany-64px.yaml for both.",
-            markdown_table(header, rows),
-            *_pairs(by_model, folder),
-        ]
-    )
 
 
-def _pairs(by_model: dict[str, list[str]], folder: Path) -> list[str]:
-    """DeLong's test of the two models, seed by seed."""
+def pairs_table(by_model: dict[str, dict[int, dict]]) -> str:
+    """DeLong's test of the two models, seed by seed; "" for other than two models."""
     if len(by_model) != 2:
-        return []
-    (first, names), (second, others) = by_model.items()
+        return ""
+    first, second = by_model.values()
     rows = []
-    for name, other in zip(names, others):
-        a, b = (
-            read_predictions(folder / "seeds" / run / "predictions_test.csv")
-            for run in (other, name)
-        )
+    for seed in (seed for seed in first if seed in second):
+        other, one = second[seed]["folder"], first[seed]["folder"]
+        a, b = (read_predictions(run / "predictions_test.csv") for run in (other, one))
         found = delong(a.labels == 1, a.log_odds[:, 1], b.log_odds[:, 1], a.patient_id)
         entry = {"value": found["difference"], "low": found["low"], "high": found["high"]}
         p = "undefined" if found["p"] is None else f"{found['p']:.2g}"
-        rows.append([f"{other} - {name}", difference(entry), p])
+        rows.append([f"{other.name} - {one.name}", difference(entry), p])
     header = ["Difference in test AUROC", "[95 % CI]", "p (DeLong, patients as clusters)"]
-    return [markdown_table(header, rows)]
+    return markdown_table(header, rows) if rows else ""
 
 
-def _shipped(test: dict, models: list[str]) -> str:
-    header = ["Metric", *models]
-    keys = {
-        key: title
-        for key, title in METRIC_NAMES.items()
-        if key in test["models"][models[0]]["metrics"]
-    }
+def shipped_table(test: dict, models: Sequence[str]) -> str:
+    """A row a metric of the report on the test split, a column a model."""
+    keys = [key for key in METRIC_NAMES if key in test["models"][models[0]]["metrics"]]
     rows = [
-        [title, *(format_metric(test["models"][name]["metrics"][key]) for name in models)]
-        for key, title in keys.items()
+        [METRIC_NAMES[key], *(format_metric(test["models"][m]["metrics"][key]) for m in models)]
+        for key in keys
     ]
-    parts = [
-        "Of a model's three seeds and its run at 128 pixels, the one with the largest AUROC on "
-        "altered validation images, stored as float16; calibrated, at its operating point. Their "
-        "budgets differ, so that this compares two trained models, not two architectures: for "
-        "those see the seeds.",
-        markdown_table(header, rows),
-    ]
+    return markdown_table(["Metric", *models], rows)
+
+
+def shipped_differences(test: dict) -> list[str]:
+    """A sentence for each pair of models."""
+    lines = []
     for pair in test["comparisons"]:
         found = pair["delong_clustered"]
         entry = {"value": found["difference"], "low": found["low"], "high": found["high"]}
         p = "" if found["p"] is None else f", p = {found['p']:.2g}"
-        parts.append(
+        lines.append(
             f"AUROC of {pair['a']} minus {pair['b']}: {difference(entry)} (DeLong's test with "
             f"patients as clusters{p})."
         )
-    return "\n\n".join(parts)
+    return lines
 
 
-def _figures(folder: Path, base: Path, models: list[str]) -> str:
+def figure_links(folder: Path, base: Path, models: Sequence[str]) -> str:
+    """The figures of the seeds and of the report on the test split that are there."""
     lines = [f"![Training curves of every seed]({base}/figures/training_curves.png)"]
     shown = folder / "reports" / "test" / "figures"
     wanted = SHOWN | {
@@ -257,25 +231,29 @@ def _figures(folder: Path, base: Path, models: list[str]) -> str:
     return "\n\n".join(lines)
 
 
-def _leak(runs: dict[str, dict]) -> str:
+def leak_facts(runs: dict[str, dict]) -> dict:
+    """The table of the pooled images, and what the two runs have in common."""
     if not runs:
-        return ""
+        return {"leak": ""}
     header = ["Split of the pooled images", "n", "Patients", *HEADLINE.values()]
     rows = []
     for name, run in runs.items():
         test = run["metrics"]["test"]
         row = [name, str(test["n"]), str(test["patients"]) if "patient" in name else "unknown"]
         rows.append([*row, *(format_metric(test[key]) for key in HEADLINE)])
-    return (
-        "The same DenseNet-121 (64 px, three epochs, one seed) on the 5,824 unique images, 70 % "
-        "train, 10 % validation, 20 % test, split image by image as in much published work, and "
-        "split by patient. **The row split by image leaks and is no result.** The official "
-        "split is harder than either: see the seeds of DenseNet-121 above.\n\n"
-        + markdown_table(header, rows)
-    )
+    first = next(iter(runs.values()))
+    counts = {split: c["unique_images"] for split, c in first["dataset"]["splits"].items()}
+    total = sum(counts.values())
+    return {
+        "leak": markdown_table(header, rows),
+        "leak_args": first["args"],
+        "leak_images": f"{total:,}",
+        "leak_shares": ", ".join(f"{n / total:.0%} {split}" for split, n in counts.items()),
+    }
 
 
-def _reports(reports: dict, names: tuple[str, ...], models: list[str], text: str) -> str:
+def reports_table(reports: dict, names: Sequence[str], models: Sequence[str]) -> str:
+    """A row a report that is there and model; "" without reports."""
     header = ["Images", "n", "Model", *HEADLINE.values(), "ECE"]
     rows = []
     for name in (name for name in names if name in reports):
@@ -283,33 +261,26 @@ def _reports(reports: dict, names: tuple[str, ...], models: list[str], text: str
             metrics = reports[name]["models"][model]["metrics"]
             cells = [format_metric(metrics[key]) for key in (*HEADLINE, "ece")]
             rows.append([name, str(metrics["n"]), model, *cells])
-    return f"{text}\n\n{markdown_table(header, rows)}" if rows else ""
+    return markdown_table(header, rows) if rows else ""
 
 
-def _external(reports: dict, models: list[str]) -> str:
-    text = (
-        "Mostly adult images as they stand, nothing fitted again; the image processor squashes "
-        "them to squares, as the training images were. (It padded them at first; that this starves "
-        "the models of positives was seen on these sets and on `padded` above.) Sources and "
-        "classes are confounded where a set has one class; only `actualmed` has both, and it is "
-        "small."
-    )
-    test = reports["test"]["models"]
-    for model in models:
-        found = [
-            (name, reports[name]["models"][model]["metrics"]["auroc"])
-            for name in EXTERNAL
-            if name in reports
-        ]
-        for name, entry in found:
+def external_facts(reports: dict, models: Sequence[str]) -> dict:
+    """The external sets with both classes, and what each model's AUROC loses there."""
+    both, losses = [], []
+    for name in (name for name in EXTERNAL if name in reports):
+        for model in models:
+            entry = reports[name]["models"][model]["metrics"]["auroc"]
             if entry["value"] is not None:
-                drop = test[model]["metrics"]["auroc"]["value"] - entry["value"]
-                text += f" {model} loses {drop:.3f} of its AUROC on `{name}`."
-    return _reports(reports, EXTERNAL, models, text)
+                both.append(f"`{name}`")
+                own = reports["test"]["models"][model]["metrics"]["auroc"]["value"]
+                lost = own - entry["value"]
+                losses.append(f"{model} loses {lost:.3f} of its AUROC on `{name}`.")
+    return {"both_classes": listed(dict.fromkeys(both) or ["none"]), "losses": losses}
 
 
-def _calibration(test: dict, models: list[str]) -> str:
-    header = ["Probabilities", "Model", "Accuracy", "ECE", "Prevalence of PNEUMONIA"]
+def calibration_table(test: dict, models: Sequence[str]) -> str:
+    """Accuracy and ECE, raw, calibrated, and at other shares of the classes."""
+    header = ["Probabilities", "Model", "Accuracy", "ECE", f"Prevalence of {positive(test)}"]
     titles = {
         "validation": "as calibrated",
         "true": "corrected to the true prevalence",
@@ -331,61 +302,69 @@ def _calibration(test: dict, models: list[str]) -> str:
             continue
         cells = [format_metric(abstention[key]) for key in ("accuracy", "coverage")]
         rows.append(["outside the abstention band", model, cells[0], f"coverage {cells[1]}", "-"])
-    return (
-        "Decisions at p = 0.5 here, but for the last row of each model, which decides at its "
-        "threshold.\n\n" + markdown_table(header, rows)
-    )
+    return markdown_table(header, rows)
 
 
-def _saliency(test: dict, models: list[str]) -> str:
+def positive(test: dict) -> str:
+    """The class that counts as positive."""
+    return list(test["dataset"]["classes"])[-1]
+
+
+def saliency_facts(test: dict, models: Sequence[str]) -> dict:
+    """The table of the heatmaps' measures, and the comparison of each pair of models."""
     if any(test["models"][model]["saliency"] is None for model in models):
-        return ""
+        return {"saliency": ""}
     rows = [
         [title, *(format_metric(test["models"][model]["saliency"][key]) for model in models)]
         for key, title in MEASURES.items()
     ]
-    parts = [
-        "Grad-CAM of the decided class against human-drawn lung masks; deletion and insertion on "
-        "a part of the images.",
-        markdown_table(["Measure", *models], rows),
-    ]
+    comparisons = []
     for pair in test["saliency_comparisons"]:
-        rows = [[title, difference(pair[key])] for key, title in MEASURES.items() if key in pair]
-        parts.append(markdown_table([f"{pair['a']} minus {pair['b']}", "[95 % CI]"], rows))
-        gain = pair["energy_in_lungs"]
-        verdict = "is undecided by these images"
+        cells = [[title, difference(pair[key])] for key, title in MEASURES.items() if key in pair]
+        gain, verdict = pair["energy_in_lungs"], "is undecided by these images"
         if gain["value"] is not None and gain["low"] is not None:
             verdict = "holds" if gain["low"] > 0 else verdict
             verdict = "is refuted" if gain["high"] < 0 else verdict
-        parts.append(
-            f"That {pair['a']} puts more of its heat into the lungs than {pair['b']} {verdict}: "
-            f"{difference(gain)} of the energy, in these two models of one seed each. The paper "
-            "claims that DenseNet-121 looks at the right places more than the baseline."
+        comparisons.append(
+            {
+                **{key: pair[key] for key in ("a", "b")},
+                "table": markdown_table([f"{pair['a']} minus {pair['b']}", "[95 % CI]"], cells),
+                "verdict": verdict,
+                "gain": difference(gain),
+            }
         )
-    return "\n\n".join(parts)
+    table = markdown_table(["Measure", *models], rows)
+    return {"saliency": table, "saliency_comparisons": comparisons}
 
 
-def _cases(report: Path, models: list[str]) -> str:
+def cases_table(report: Path, models: Sequence[str]) -> str:
+    """The cases of a report's gallery, without their pictures; "" where there is none."""
     if not (report / "gallery.json").is_file():
         return ""
-    positive = read_json(report / "metrics.json", ("dataset",), "validate.py")["dataset"]["classes"]
-    positive = list(positive)[-1]
+    finding = positive(read_json(report / "metrics.json", ("dataset",), "validate.py"))
     rows = []
     for case in json.loads((report / "gallery.json").read_text(encoding="utf-8")):
-        shown = [f"{case['probabilities'][model][positive]:.3f}" for model in models]
+        shown = [f"{case['probabilities'][model][finding]:.3f}" for model in models]
         wrong = ", ".join(case["wrong"]) or "-"
         rows.append([case["image_id"], case["kind"], case["truth"], *shown, wrong])
-    header = ["Image", "Kind", "Truth", *(f"p({positive}), {m}" for m in models), "Wrong"]
-    return (
-        "The X-rays themselves are not part of this repository: `runs/reports/test/report.html`, "
-        "which the commands below make, shows each beside the Grad-CAM of both models.\n\n"
-        + markdown_table(header, rows)
-    )
+    header = ["Image", "Kind", "Truth", *(f"p({finding}), {m}" for m in models), "Wrong"]
+    return markdown_table(header, rows)
+
+
+def speeds(runs: Sequence[dict], models: Sequence[str]) -> str:
+    """The images a second of the fastest epoch of each of the models and image size."""
+    fastest: dict[str, float] = {}
+    for run in (run for run in runs if run["args"]["model"] in models):
+        what = f"{run['args']['model']} at {run['args']['image_size']} pixels"
+        with open(run["folder"] / "history.csv", newline="", encoding="utf-8") as file:
+            found = [float(row["images_per_second"]) for row in csv.DictReader(file)]
+        fastest[what] = max([fastest.get(what, 0), *found])
+    return ", ".join(f"{what} {fast:.0f}" for what, fast in sorted(fastest.items()))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="results folder of recipes/comparison.sh")
+    parser.add_argument("folder", help="results folder of study.sh")
     parser.add_argument("path", help="the page to write")
     options = parser.parse_args()
     try:
