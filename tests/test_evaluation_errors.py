@@ -267,6 +267,15 @@ def test_heat_is_drawn_in_the_probabilitys_own_scale(tmp_path):
     assert red > 60 and 5 < pale < 30
 
 
+def test_a_case_is_written_in_letters_that_its_font_has(tmp_path):
+    image, written = np.full((40, 40), 128, dtype=np.uint8), []
+    for name, truth in enumerate(("正常", "ZhengChang")):
+        path = tmp_path / f"{name}.jpg"
+        draw_case(image, {}, CASE | {"truth": truth}, {}, path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+
+
 def test_a_real_sized_case_is_small_and_many_models_wrap(tmp_path):
     rng = np.random.default_rng(0)
     noise = np.asarray(Image.fromarray(rng.random((9, 9)).astype(np.float32)).resize((256, 200)))

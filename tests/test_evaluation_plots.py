@@ -106,6 +106,28 @@ def test_a_class_name_with_markup_is_shown_as_it_is(tmp_path):
     assert {"A<b>&", "$x_1$ & y"} <= set(svg_texts(tmp_path / "figure.png"))
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("正常", "肺炎"), "FeiYan"),
+        (("सामान्य", "निमोनिया"), "nimoniya"),
+        (("норма", "пневмония"), "пневмония"),  # the font has these
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_script_that_the_font_has_not_is_written_in_latin_letters(tmp_path, names, shown):
+    saved = dataclasses.replace(simulated(), class_names=names)
+    for name, plot in ALL.items():
+        plot({"A": saved, names[1]: saved}, tmp_path / f"{name}.png")
+        assert shown in " ".join(svg_texts(tmp_path / f"{name}.png"))
+    history = tmp_path / "one.csv"
+    history.write_text(HEADER + "1,.7,.6,.81,1,1,1\n")
+    plot_training_curves({names[0]: history}, tmp_path / "training.png")
+    entry = {"value": 0.9, "low": 0.85, "high": 0.95}
+    plot_forest([(names[1], entry, 4)], tmp_path / "forest.png", names[0], "AUROC")
+    assert f"{shown}, n\u00a0=\u00a04" in svg_texts(tmp_path / "forest.png")
+
+
 @pytest.mark.parametrize("plot", OF_MODELS.values(), ids=OF_MODELS)
 def test_models_that_cannot_share_a_figure_are_refused(tmp_path, plot):
     path = tmp_path / "figure.png"

@@ -168,12 +168,12 @@ def test_a_rescore_of_one_model_leaves_out_what_it_has_not(tmp_path):
     page, markdown = written(make_folder(tmp_path / "r", report, gallery=False, figures=()))
     titles = [heading["id"] for heading in page.all("h2")]
     assert titles == [
-        "validated",
         "results",
-        "confusion",
+        "confusion-matrices",
         "calibration",
-        "operation",
-        "recompute",
+        "operating-point",
+        "what-was-validated",
+        "compute-it-again",
     ]
     assert not page.all("img")
     for part in (

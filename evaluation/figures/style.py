@@ -226,7 +226,7 @@ def printable(text: str) -> str:
     That font comes with matplotlib; another one would make a figure depend on the machine.
     """
     drawn = _glyphs()
-    return "".join(c if ord(c) in drawn or c == "\n" else anyascii(c) or "?" for c in text)
+    return "".join(c if ord(c) in drawn or c == "\n" else anyascii(c) for c in text)
 
 
 @cache

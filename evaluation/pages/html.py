@@ -134,12 +134,18 @@ def _data_uri(path: Path) -> str:
 
 
 def _is_bold(block: SyntaxTreeNode) -> bool:
-    return block.type == "paragraph" and [n.type for n in block.children[0].children] == ["strong"]
+    return _kinds(block) == {"strong"}
 
 
 def _is_images(block: SyntaxTreeNode) -> bool:
-    kinds = {node.type for node in block.children[0].children} if block.type == "paragraph" else {}
+    kinds = _kinds(block)
     return "image" in kinds and kinds <= {"image", "softbreak"}
+
+
+def _kinds(block: SyntaxTreeNode) -> set[str]:
+    """What a paragraph holds, empty text aside."""
+    nodes = block.children[0].children if block.type == "paragraph" else []
+    return {node.type for node in nodes if node.type != "text" or node.content}
 
 
 def _html(block: SyntaxTreeNode) -> str:
