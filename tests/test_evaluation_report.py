@@ -224,6 +224,14 @@ def test_more_classes_have_a_row_each(tmp_path, multi_label):
         assert page.tables[f"{a}: images"][3] == ["Edema", *map(str, counts)]
 
 
+def test_names_that_figures_write_in_other_letters_are_told(tmp_path):
+    folder = make_folder(tmp_path / "r", content(("正常", "肺炎")), gallery=False)
+    page, markdown = written(folder)
+    told = "Figures write ZhengChang for 正常 and FeiYan for 肺炎."
+    assert told in page.text and told in markdown
+    assert "Figures write" not in written(make_folder(tmp_path / "s", content()))[1]
+
+
 def test_a_figure_too_large_as_svg_is_shown_as_png(tmp_path):
     folder = make_folder(tmp_path / "r", content(), gallery=False, figures=("roc", "pr"))
     (folder / "figures" / "pr.png").unlink()

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,13 @@ def test_a_folder_imports_only_what_its_floor_allows(folder):
     assert imported
     upstairs = {*FLOORS, "train", "validate", "predict", "tests"} - {folder}
     assert imported & upstairs <= FLOORS[folder]
+
+
+def test_evaluation_takes_calibration_and_heat_colours_of_modeling_alone():
+    found = set()
+    for path in sources("evaluation"):
+        found |= set(re.findall(r"^from (modeling\S*) import", path.read_text(), re.MULTILINE))
+    assert found <= {"modeling.calibration_cxr", "modeling.overlay_cxr", "modeling.heatmap_cxr"}
 
 
 def test_the_readmes_results_are_those_of_the_checkpoints():
