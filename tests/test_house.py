@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,15 +13,15 @@ import pytest
 from evaluation.calibration import apply_operation
 from evaluation.metrics import METRIC_NAMES, compute_metrics
 from evaluation.predictions import read_predictions, read_predictions_by_model
-from evaluation.results import write_results
 from evaluation.table import results_table
+from recipes.kermany.results import write_results
 
 REPO = Path(__file__).parent.parent
 FLOORS = {
     "modeling": set(),
     "space": set(),
     "datasets_scripts": set(),
-    "evaluation": set(),
+    "evaluation": {"modeling"},  # calibration and heat colours
     "training": {"datasets_scripts", "evaluation", "modeling"},
     "prediction": {"modeling"},
 }
@@ -57,6 +58,13 @@ def test_a_folder_imports_only_what_its_floor_allows(folder):
     assert imported
     upstairs = {*FLOORS, "train", "validate", "predict", "tests"} - {folder}
     assert imported & upstairs <= FLOORS[folder]
+
+
+def test_evaluation_takes_calibration_and_heat_colours_of_modeling_alone():
+    found = set()
+    for path in sources("evaluation"):
+        found |= set(re.findall(r"^from (modeling\S*) import", path.read_text(), re.MULTILINE))
+    assert found <= {"modeling.calibration_cxr", "modeling.overlay_cxr", "modeling.heatmap_cxr"}
 
 
 def test_the_readmes_results_are_those_of_the_checkpoints():

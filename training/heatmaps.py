@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from accelerate.utils import tqdm
 
-from evaluation.error_analysis import choose_cases, draw_case
+from evaluation.cases import choose_cases
+from evaluation.figures import draw_case
 from evaluation.predictions import Predictions
 from evaluation.saliency import (
     boxes_mask,
