@@ -41,16 +41,22 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The visible files below a folder, in order, through links; a link to a folder above, which
-    would never end, is passed over.
-    """
-    above = (*above, folder.resolve())
-    for child in sorted(filter(is_visible, folder.iterdir())):
-        if not child.is_dir():
+def _children(folder: Path) -> list[Path]:
+    """What is visible in a folder, in order, without links to a folder above, which never end."""
+    return [
+        child
+        for child in sorted(filter(is_visible, folder.iterdir()))
+        if not child.is_symlink() or child.resolve() not in map(Path.resolve, child.parents)
+    ]
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """The visible files below a folder, in order, through links."""
+    for child in _children(folder):
+        if child.is_dir():
+            yield from walk(child)
+        else:
             yield child
-        elif child.resolve() not in above:
-            yield from walk(child, above)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -58,7 +64,7 @@ def subfolders(folder: Path) -> list[Path]:
     called images its own are given.
     """
     found = []
-    for child in sorted(filter(is_visible, folder.iterdir())):
+    for child in _children(folder):
         if child.is_dir() and not MASK.fullmatch(child.name):
             found += subfolders(child) if IMAGES.fullmatch(child.name) else [child]
     return found

@@ -7,7 +7,7 @@ import pytest
 from datasets import Image
 from datasets_trees import write_image, write_kermany
 
-from datasets_scripts import check_leaks, describe, fingerprint, load_cxr_dataset
+from datasets_scripts import check_leaks, content_hashes, describe, load_cxr_dataset
 from datasets_scripts.kermany import patient_key
 from training.arguments import parse_args
 
@@ -180,7 +180,7 @@ def test_a_damaged_zip_leaves_nothing_behind(tmp_path):
 
 def test_wrong_input_is_one_sentence(tmp_path):
     root = write_kermany(tmp_path / "chest_xray", train=4, val=0, test=2)
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist: give the folder or zip"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: kermany reads the ch"):
         load_cxr_dataset("kermany", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="validation_share 1.5 is not between 0 and 1"):
         load_cxr_dataset("kermany", root, validation_share=1.5)
@@ -206,7 +206,7 @@ def test_real_lung_masks_and_sizes_leave_the_rest_as_it_is(cxr_data):
     added = {"lung_mask", "original_width", "original_height"}
     masks, sizes = 0, []
     for split, part in full.items():
-        assert fingerprint(part) == fingerprint(plain[split])
+        assert content_hashes(part) == content_hashes(plain[split])
         assert set(part.features) - set(plain[split].features) == added
         for column in set(plain[split].features) - {"image"}:
             assert part[column][:] == plain[split][column][:]

@@ -80,8 +80,9 @@ def test_images_without_a_patient_are_counted_once(tmp_path, caplog):
         test = load_cxr_dataset(str(path))["test"]
     assert test["patient_id"][:] == ["p", "2.png", "3.png", "q"]
     assert test["age"][:] == [45.0, None, None, None]
-    patients, ages = (record.getMessage() for record in caplog.records)
+    ages, classes, patients = (record.getMessage() for record in caplog.records)
     assert "names no patient for 2 of 4 images: each of these counts as its own" in patients
+    assert "class 1, the finding, is b by the order of names" in classes
     assert "gives 2 ages that are no number of years, as 'unknown': they are left empty" in ages
 
 
@@ -207,8 +208,8 @@ def test_a_real_external_row(cxr_data):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "has no rows: expected a header line and a row an image"),
-        ("file,label", "has no rows: expected a header line and a row an image"),
+        ("", "has no rows: expected the names of columns and a row an image"),
+        ("file,label", "has no rows: expected the names of columns and a row an image"),
         ("name,label\n1.png,a", "no column with a usual name for the file: set file_column to"),
         ("file,kind\n1.png,a", "no column with a usual name for the label: set label_column to"),
         ("file,path,label\n1.png,1.png,a", "has the columns file and path: set file_column to one"),
@@ -223,7 +224,7 @@ def test_a_real_external_row(cxr_data):
         ("file,label\n1.png,a\n/etc/passwd,a", "lists '/etc/passwd', which is outside"),
         ("file,label,lung_mask\n1.png,a,\n2.png,b,../m.png", r"lists '\.\./m.png', which is outs"),
         ("file,label,lung_mask\n1.png,a,\n2.png,b,m.png", "lists 'm.png', but no such file"),
-        ("file,label,split\n1.png,a,dev\n2.png,b,dev", "gives the split 'dev': use train, val"),
+        ("file,label,split\n1.png,a,odd\n2.png,b,test", "gives the split 'odd': use train, val"),
         ("file,label,split\n1.png,a,\n2.png,b,test", "gives the split '': use train, val"),
         ("file,label,orig_w\n1.png,a,wide\n2.png,b,9", "the original_width 'wide': a number of"),
         ("file,label,orig_h\n1.png,a,0\n2.png,b,9", "the original_height '0': a number of pixels"),
@@ -261,7 +262,7 @@ def test_wrong_options_are_one_sentence(tmp_path, options, message):
 def test_wrong_places_are_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="is a folder: give the CSV file in it"):
         load_cxr_dataset("manifest", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no.csv does not exist: give the CSV file of mani"):
+    with pytest.raises(FileNotFoundError, match="no.csv does not exist: manifest reads a CSV file"):
         load_cxr_dataset("manifest", tmp_path / "no.csv")
     (tmp_path / "latin.csv").write_bytes("file,label\n1.png,é\n".encode("latin-1"))
     with pytest.raises(ValueError, match="latin.csv is no CSV file in UTF-8 .*: save it as one"):

@@ -71,7 +71,7 @@ def test_leaks_are_found_and_listed():
     assert str(caught.value) == (
         "1 patients and 1 identical images stand in more than one split (patient p3 in test and "
         "train; identical images test/61.png and train/4.png): --regroup splits the images again "
-        "by patient"
+        "by patient."
     )
 
 
