@@ -25,14 +25,12 @@ FACTS = (
 
 
 @cache
-def _modules() -> dict[str, ModuleType]:
+def modules() -> dict[str, ModuleType]:
+    """The modules of the sources, by the source's name."""
     names = sorted(found.name for found in pkgutil.iter_modules(datasets_scripts.__path__))
-    modules = [importlib.import_module(f"datasets_scripts.{name}") for name in names]
-    return {
-        module.SOURCE.name: module
-        for module in modules
-        if isinstance(getattr(module, "SOURCE", None), Source)
-    }
+    found = [importlib.import_module(f"datasets_scripts.{name}") for name in names]
+    found = [module for module in found if isinstance(getattr(module, "SOURCE", None), Source)]
+    return {module.SOURCE.name: module for module in found}
 
 
 def sources() -> dict[str, Source]:
@@ -42,7 +40,7 @@ def sources() -> dict[str, Source]:
     what it found: its options are given by name alone, and explained in its docstring's Args. It
     may have `recognise(path) -> bool`: whether a file or folder is its own.
     """
-    return {name: module.SOURCE for name, module in _modules().items()}
+    return {name: module.SOURCE for name, module in modules().items()}
 
 
 class Option(NamedTuple):
@@ -57,7 +55,7 @@ def source_options(source: str) -> dict[str, Option]:
     """The options of a source: what its `load` takes besides the path, as its docstring explains
     it, and what `assemble` takes where `load` passes `**options` on.
     """
-    load = _modules()[source].load
+    load = modules()[source].load
     parameters = inspect.signature(load).parameters.values()
     options = _options(load)
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
@@ -90,7 +88,7 @@ def recognise(source: str, path: str | Path | None) -> tuple[str, str | Path | N
         return source, path
     place = Path(source).expanduser()
     if path is None and place.exists():
-        for name, module in _modules().items():
+        for name, module in modules().items():
             if hasattr(module, "recognise") and module.recognise(place):
                 return name, place
         if place.is_dir():
@@ -134,7 +132,7 @@ def load_cxr_dataset(source: str, path: str | Path | None = None, **options) -> 
                 f"unknown option {name!r} of dataset {source}: it takes "
                 f"{', '.join(known) or 'none'}."
             )
-    about, load = sources()[source], _modules()[source].load
+    about, load = sources()[source], modules()[source].load
     if not about.path_help:
         if path is not None:
             raise ValueError(

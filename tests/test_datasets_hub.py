@@ -189,7 +189,7 @@ configs:
         patient for n in range(50, 60) for patient in (f"IM-{n:04d}", f"person{n}_virus")
     }
     assert split["counts"] == {"train": 70, "validation": 10, "test": 20}
-    assert "split 'holdout' of 'org/odd' is none of train, val, valid" in odd["error"]
+    assert "split 'holdout' of 'org/odd' is none of train, validation and test." in odd["error"]
 
 
 def test_a_missing_set_and_an_unreachable_hub_are_one_sentence(load):
@@ -224,3 +224,47 @@ def test_a_pushed_set_is_loaded_with_the_same_rows(hub, load, run_python, tmp_pa
         "error: could not push to data set 'org/converted' (Invalid credentials in Authorization "
         "header)."
     )
+
+
+def test_labels_and_splits_are_read_as_they_are_written(hub, load):
+    texts = ["Effusion | edema", "Edema", "['Effusion']", "[]"]
+    rows = [
+        {
+            "image": {"path": f"P{i}.png", "bytes": png(i)},
+            "label": ["NORMAL", "COVID"][i % 2],
+            "kind": i % 2,
+            "findings": texts[i % 4],
+        }
+        for i in range(40)
+    ]
+    features = {
+        "image": Image(),
+        "label": Value("string"),
+        "kind": ClassLabel(names=["covid", "normal"]),
+        "findings": Value("string"),
+    }
+    files = {"training.parquet": parquet(rows[:24], features)}
+    files |= {"dev.parquet": parquet(rows[24:32], features)}
+    files |= {"testing.parquet": parquet(rows[32:], features)}
+    splits = "".join(f"  - split: {name[:-8]}\n    path: {name}\n" for name in files)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n"
+    hub.add_files("org/words", {"README.md": card.encode(), **files}, repo_type="dataset")
+    twins = [{**row, "image": {"path": None, "bytes": png(0)}} for row in rows[:8]]
+    twins = {"train.parquet": parquet(twins, features)}
+    hub.add_files("org/twins", twins, repo_type="dataset")
+    (words, kinds, findings, mapped, same), log = load(
+        ("org/words", {}),
+        ("org/words", {"label_column": "kind"}),
+        ("org/words", {"label_column": "findings"}),
+        ("org/words", {"label_map": {"covid": "ILL"}, "positive": "normal"}),
+        ("org/twins", {}),
+    )
+    assert words["counts"] == {"train": 24, "validation": 8, "test": 8}
+    assert words["classes"] == ["NORMAL", "COVID"] and words["rows"]["test"][1][0] == 1
+    # The column's own order has the finding first.
+    assert kinds["classes"] == ["normal", "covid"] and kinds["rows"]["test"][1][0] == 0
+    assert "class 1, the finding, is covid: normal names the absence of a finding" in log
+    assert findings["classes"] in (["Edema", "Effusion"], ["Effusion", "edema"])
+    assert [len(row[0]) for row in findings["rows"]["test"][:4]] == [2, 1, 1, 0]
+    assert mapped["classes"] == ["ILL", "NORMAL"]
+    assert "8 of 8 images of org/twins have an identical twin under another label" in same["error"]
