@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
-from .schema import encoded_images
+from datasets_scripts.schema import encoded_images
 
 logger = logging.getLogger(__name__)
 

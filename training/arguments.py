@@ -8,7 +8,7 @@ import yaml
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from datasets_scripts import SOURCES, VARIANTS
+from datasets_scripts import VARIANTS, sources
 from evaluation.operating_points import RULES
 from modeling.configuration_cxr import LOSSES
 from modeling.image_processing_cxr import GEOMETRIES
@@ -73,7 +73,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--config", metavar="FILE", help="YAML file of these flags; the command line wins")
 
     add = parser.add_argument_group("data").add_argument
-    known = ", ".join(SOURCES)
+    known = ", ".join(sources())
     add("--dataset", default="phantom", help=f"{known}, a folder, a zip, a CSV, or a Hub id")
     pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
     add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")

@@ -8,7 +8,14 @@ import PIL
 import torch
 from datasets import Dataset, DatasetDict
 
-from datasets_scripts import class_names, content_hashes, fingerprint, label_sets, read_pixels
+from datasets_scripts import (
+    class_names,
+    content_hashes,
+    facts,
+    fingerprint,
+    label_sets,
+    read_pixels,
+)
 from modeling import CxrImageProcessor, image_processing_cxr
 
 MODELING = Path(image_processing_cxr.__file__).parent
@@ -103,7 +110,8 @@ def summarize(dataset: DatasetDict, name: str) -> dict:
         name: what the data set is called.
 
     Returns:
-        `source`, `name`, and `splits`: images, unique images, patients and images of each class.
+        `source`, `name`, `splits`: images, unique images, patients and images of each class; and
+        `facts`, what is known of each source.
     """
     splits = {}
     for split_name, split in dataset.items():
@@ -115,4 +123,9 @@ def summarize(dataset: DatasetDict, name: str) -> dict:
             "classes": {text: labels.count(k) for k, text in enumerate(class_names(split))},
         }
     sources = list(dict.fromkeys(dataset["train"]["source"]))
-    return {"source": ", ".join(sources), "name": name, "splits": splits}
+    return {
+        "source": ", ".join(sources),
+        "name": name,
+        "splits": splits,
+        "facts": facts(dataset),
+    }
