@@ -46,15 +46,15 @@ RECORD = ("image", "label", "name", "path", "split", "patient_id", "source")
 class Source:
     """What is known of a source beside its images: a module of this package has one, as `SOURCE`.
 
-    A run copies it into dataset.json, and the model card reads it there.
+    A run copies it into dataset.json, and the model card reads it there. Texts are plain.
 
     Attributes:
         name: of the module, and of the images in the column `source`.
-        title: what it is, in Markdown; {path} stands for the path or Hub id that is given.
+        title: what it is; {path} stands for the path or Hub id that is given.
         path_help: what to give as path; empty where the source takes none.
         remote: the path is no file or folder of this machine.
         classes: in the order of their indices; empty where each set has its own.
-        citation: of the paper, in Markdown.
+        citation: of the paper.
         licence: its identifier on the Hub.
         population: who was imaged, where and how.
         limits, out_of_scope: sentences for the model card.
