@@ -18,7 +18,7 @@ from datasets import (
 )
 
 from datasets_scripts.hashes import hash_images
-from datasets_scripts.labels import clean_labels, order_classes, split_option
+from datasets_scripts.labels import clean_labels, clean_order, order_classes, split_option
 from datasets_scripts.splits import complete_splits, group_ids
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,8 @@ def assemble(
         ValueError: an image has no label, options do not fit the data, too many identical images
             have two labels, or there are too few patients to split.
     """
-    ordered, given = split_option(classes), [record["label"] for record in records]
+    order, ordered = clean_order(order, label_map), split_option(classes)
+    given = [record["label"] for record in records]
     labels = clean_labels(given, ordered or order, label_map, name)
     for record, row in zip(records, labels):
         if not row and not multi_label and record["split"] != "unlabelled":
