@@ -18,7 +18,7 @@ from datasets import (
 )
 
 from datasets_scripts.hashes import hash_images
-from datasets_scripts.labels import clean_labels, order_classes, split_option
+from datasets_scripts.labels import clean_labels, clean_order, order_classes, split_option
 from datasets_scripts.splits import complete_splits, group_ids
 
 logger = logging.getLogger(__name__)
@@ -46,15 +46,15 @@ RECORD = ("image", "label", "name", "path", "split", "patient_id", "source")
 class Source:
     """What is known of a source beside its images: a module of this package has one, as `SOURCE`.
 
-    A run copies it into dataset.json, and the model card reads it there.
+    A run copies it into dataset.json, and the model card reads it there. Texts are plain.
 
     Attributes:
         name: of the module, and of the images in the column `source`.
-        title: what it is, in Markdown; {path} stands for the path or Hub id that is given.
+        title: what it is; {path} stands for the path or Hub id that is given.
         path_help: what to give as path; empty where the source takes none.
         remote: the path is no file or folder of this machine.
         classes: in the order of their indices; empty where each set has its own.
-        citation: of the paper, in Markdown.
+        citation: of the paper.
         licence: its identifier on the Hub.
         population: who was imaged, where and how.
         limits, out_of_scope: sentences for the model card.
@@ -152,7 +152,8 @@ def assemble(
         ValueError: an image has no label, options do not fit the data, too many identical images
             have two labels, or there are too few patients to split.
     """
-    ordered, given = split_option(classes), [record["label"] for record in records]
+    order, ordered = clean_order(order, label_map), split_option(classes)
+    given = [record["label"] for record in records]
     labels = clean_labels(given, ordered or order, label_map, name)
     for record, row in zip(records, labels):
         if not row and not multi_label and record["split"] != "unlabelled":
