@@ -1,14 +1,11 @@
 """What the Hub stores beside the weights: configurations, models, the image processor."""
 
-from .configuration_cxr import CxrBaselineConfig, CxrDenseNetConfig, CxrTimmConfig
+from .baseline_cxr import CxrBaselineConfig, CxrBaselineForImageClassification
+from .densenet_cxr import CxrDenseNetConfig, CxrDenseNetForImageClassification
 from .factory import create_model, load_model
 from .image_processing_cxr import CxrImageProcessor
-from .modeling_cxr import (
-    CxrBaselineForImageClassification,
-    CxrDenseNetForImageClassification,
-    CxrTimmForImageClassification,
-)
 from .pipeline_cxr import CxrImageClassificationPipeline
+from .timm_cxr import CxrTimmConfig, CxrTimmForImageClassification
 
 __all__ = [
     "CxrBaselineConfig",

@@ -193,10 +193,11 @@ def recipe(args: argparse.Namespace) -> dict:
     """The arguments that make a run what it is, ready for JSON; paths by their last part alone."""
 
     def public(value):
+        if isinstance(value, list):
+            return [public(item) for item in value]
         is_path = isinstance(value, str) and Path(value).expanduser().exists()
         return Path(value).name if is_path else value
 
     kept = {name: public(value) for name, value in vars(args).items() if name not in LOCAL}
-    kept["teacher"] = [public(name) for name in args.teacher]
     options = {name: public(value) for name, value in args.dataset_options.items()}
     return {**kept, "dataset_options": options}
