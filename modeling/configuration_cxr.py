@@ -95,12 +95,16 @@ class CxrConfig(PretrainedConfig):
         self.check()
 
     def __setattr__(self, key: str, value: Any) -> None:
+        if key == "id2label" and value is not None:
+            value = {int(index): name for index, name in value.items()}  # JSON has text keys
         before = self.__dict__.get(key)
         super().__setattr__(key, value)
-        if key == "id2label" and before and value and _by_index(before) != _by_index(value):
-            super().__setattr__("label2id", {name: k for k, name in _by_index(value).items()})
+        if before is None or value is None or before == value:
+            return
+        if key == "id2label":
+            super().__setattr__("label2id", {name: index for index, name in value.items()})
             self._forget_fitted("other classes")
-        elif key == "problem_type" and before is not None and before != value:
+        elif key == "problem_type":
             self._forget_fitted("another problem_type")
 
     def _forget_fitted(self, what: str) -> None:
@@ -199,7 +203,3 @@ class CxrConfig(PretrainedConfig):
             raise ValueError(
                 f"focal_alpha weighs two classes, not {self.num_labels}; use class_weights instead."
             )
-
-
-def _by_index(id2label):
-    return {int(index): name for index, name in id2label.items()}

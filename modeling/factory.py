@@ -29,7 +29,9 @@ for _model in REGISTRY.values():
 
 
 def _classifiers() -> dict[str, type[CxrClassifier]]:
-    return {name: model for name, model in REGISTRY.items() if issubclass(model, CxrClassifier)}
+    return {
+        name: model for name, model in sorted(REGISTRY.items()) if issubclass(model, CxrClassifier)
+    }
 
 
 def create_model(
