@@ -86,7 +86,9 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
         for name, measures in summarize_saliency(rows, num_resamples, seed).items():
             report["models"][name]["saliency"] = measures
         report["saliency_comparisons"] = [
-            {"a": a, "b": b, **compare_saliency(rows, a, b, num_resamples, seed)} for a, b in pairs
+            {"a": a, "b": b, **compare_saliency(rows, a, b, num_resamples, seed)}
+            for a, b in pairs
+            if report["models"][a]["saliency"] and report["models"][b]["saliency"]
         ]
     for name, entries in stages.items():
         report["models"][name]["randomization"] = entries
