@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .grad_cam_cxr import check_method
+from .heatmap_cxr import NO_MAPS, check_method
 
 UNLIKE = "This does not look like a chest X-ray that the model knows, so it gives no probability."
 DRAWN = (
@@ -75,24 +75,25 @@ def assess(model, images: Sequence, processor, target: str | None, method: str |
     # The classifier is asked, and perhaps explained, about the rest alone.
     known = [row for row, reason in enumerate(refusals) if reason is None]
     answers = iter(_answer(model, pixel_values[known], names, target, method) if known else ())
-    return [
-        CxrAssessment(
-            refusal=reason,
-            warnings=(*image.warnings, *_age_warning(image.age, config.age_range)),
-            outlier_score=score,
-            **(next(answers) if reason is None else {}),
-        )
-        for image, score, reason in zip(images, scores, refusals)
-    ]
+    assessments = []
+    for image, score, reason in zip(images, scores, refusals):
+        answer = next(answers) if reason is None else {}
+        warnings = (*image.warnings, *_age_warning(image.age, config.age_range))
+        if method is not None and answer and answer["heatmap"] is None:
+            warnings += (NO_MAPS,)
+        assessments.append(CxrAssessment(reason, warnings, outlier_score=score, **answer))
+    return assessments
 
 
 def _answer(model, pixel_values, names, target, method):
     """Of each image, the attributes of a `CxrAssessment` that a refused one lacks."""
     if method is None:
         output = model(pixel_values)
-        explained = heatmaps = [None] * len(pixel_values)
     else:
         output = model.explain(pixel_values, target and names.index(target), method)
+    if output.heatmaps is None:
+        explained = heatmaps = [None] * len(pixel_values)
+    else:
         explained = [target or names[index] for index in output.logits.argmax(1).tolist()]
         heatmaps = output.heatmaps.float().cpu().numpy()
     decisions = model.decide(output.probabilities).tolist()
@@ -117,7 +118,7 @@ def refusal(score: float | None, threshold: float | None, drawn: bool) -> str | 
         threshold: `config.outlier_threshold`.
         drawn: see `CxrImage`.
     """
-    if score is None:
+    if score is None or threshold is None:
         return None
     if score > threshold:
         return UNLIKE

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .dicom_cxr import is_dicom, read_dicom
+from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import (
     FULL_SCALE,
     MAX_JPEG_PARTS,
@@ -21,7 +22,6 @@ from .image_cxr import (
     check_shape,
     is_slow_jpeg,
 )
-from .overlay_cxr import heat_layer, overlay
 from .screening_cxr import camera_warnings, colour_warnings, screen
 
 # The formats that X-rays come in. Others that Pillow reads start programs, are for icons, or, as
@@ -216,11 +216,11 @@ class CxrImageProcessor(BaseImageProcessor):
         return framed
 
     def overlay(self, pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-        """`overlay_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
+        """`heatmap_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
         return overlay(pixels, heat)
 
     def heat_layer(self, heat: np.ndarray) -> np.ndarray:
-        """`overlay_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
+        """`heatmap_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
         return heat_layer(heat)
 
     def _placement(self, height, width):

@@ -80,6 +80,11 @@ class Subject:
     def to_predictions(self, logits: torch.Tensor, name: str) -> Predictions:
         return to_predictions(self.pixels, logits, name, self.columns)
 
+    def has_heatmaps(self) -> bool:
+        """Whether the network has feature maps to explain itself by."""
+        pixel_values = self.processor.normalize(np.asarray(self.pixels.pixels[[0]]))
+        return self.model.explain(pixel_values.to(self.model.device)).heatmaps is not None
+
     def explain(self, row: int, target: int) -> tuple[torch.Tensor, np.ndarray]:
         """`pixel_values` (1, C, H, W) and the heatmap (H, W) of one image for one class."""
         pixel_values = self.processor.normalize(np.asarray(self.pixels.pixels[[row]]))
