@@ -17,7 +17,7 @@ from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
 
-from datasets_scripts import SOURCES, VARIANTS, content_hashes, load_cxr_dataset, make_variant
+from datasets_scripts import PERTURBATIONS, SOURCES, content_hashes, load_cxr_dataset
 from evaluation.calibration import apply_operation
 from evaluation.metrics import format_metric
 from evaluation.predictions import (
@@ -61,7 +61,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
     add("--dataset_options", help="the source's own, as extra=PATH", **pairs)
     add("--split", default="test", help="train, validation, test, or all of them together")
-    add("--variant", choices=sorted(VARIANTS), help="alter the images: a test for shortcuts")
+    add("--variant", choices=sorted(PERTURBATIONS), help="alter the images: a test for shortcuts")
     add("--max_eval_samples", type=int, help="score so many images")
     add("--max_unreadable", type=float, default=0.01, help="share of damaged images to put up with")
     add("--cache_dir", default="~/.cache/cxr-classification", help="where decoded pixels are kept")
@@ -88,7 +88,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def load_split(args: argparse.Namespace) -> Dataset:
-    """The split to validate on, altered by --variant."""
+    """The split to validate on."""
     dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
     if args.split != "all" and args.split not in dataset:
         raise ValueError(
@@ -98,7 +98,7 @@ def load_split(args: argparse.Namespace) -> Dataset:
     split = concatenate_datasets(parts)
     if args.max_eval_samples is not None and args.max_eval_samples < len(split):
         split = split.shuffle(seed=0).select(range(args.max_eval_samples))
-    return make_variant(split, args.variant, args.seed) if args.variant else split
+    return split
 
 
 def short_names(ids: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ DatasetDict`. `SOURCES`:
     hub         a data set of the Hub
     manifest    a CSV file with a row an image
 
-`make_variant` alters the images of a split, to see what a model keeps without its shortcuts.
+`PERTURBATIONS` alter decoded images, to see what a model keeps without its shortcuts.
 """
 
 import difflib
@@ -18,15 +18,15 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from .pixels import fingerprint, read_pixels
+from .perturb import PERTURBATIONS
+from .pixels import fingerprint, open_row, read_pixels
 from .schema import age_range, check_usable, class_names, label_sets
 from .splits import LeakError, check_leaks, content_hashes, describe, regroup
-from .variants import VARIANTS, make_variant
 
 __all__ = [
     "LeakError",
+    "PERTURBATIONS",
     "SOURCES",
-    "VARIANTS",
     "age_range",
     "check_leaks",
     "class_names",
@@ -35,7 +35,7 @@ __all__ = [
     "fingerprint",
     "label_sets",
     "load_cxr_dataset",
-    "make_variant",
+    "open_row",
     "read_pixels",
     "regroup",
     "source_options",

@@ -7,20 +7,20 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, DatasetInfo, Image, load_dataset
+from datasets import Dataset, DatasetDict, DatasetInfo, load_dataset
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import HTTPError
-from PIL import Image as PillowImage
 from tqdm.auto import tqdm
 
-from .pixels import MAX_UNREADABLE, in_order, report_unreadable
+from modeling.reading_cxr import open_image
+
+from .pixels import MAX_UNREADABLE, content, in_order, report_unreadable, stored_rows
 from .schema import REQUIRED, class_names, encoded_images
 from .splits import check_leaks, describe
 
@@ -56,24 +56,20 @@ def load(path: str | Path) -> DatasetDict:
 
 
 def drop_unreadable(dataset: DatasetDict, max_unreadable: float = MAX_UNREADABLE) -> DatasetDict:
-    """The set without images that do not decode fully: one warning a split, ValueError beyond the
-    share.
+    """The set without images that cannot be read: one warning a split, ValueError beyond the share.
     """
 
     def problem(stored: Dataset, row: int) -> str | None:
-        image = stored[row]["image"]
         try:
-            content = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
-            with PillowImage.open(content) as opened:
-                opened.load()
-        except (ValueError, OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
+            open_image(content(stored[row]["image"]), correct=False)
+        except (ValueError, OSError) as error:
             return str(error)
         return None
 
     readable = {}
     with ThreadPoolExecutor() as pool:
         for split, part in dataset.items():
-            stored = part.select_columns(["image"]).cast_column("image", Image(decode=False))
+            stored = stored_rows(part.select_columns(["image"]))
             results = in_order(pool, partial(problem, stored), len(part))
             bar = tqdm(results, total=len(part), desc=f"checking {split}", unit="image")
             found = list(bar)

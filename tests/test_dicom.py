@@ -33,6 +33,7 @@ RGB = np.stack([EIGHT, EIGHT[::-1], 255 - EIGHT], -1)
 LUMA = np.asarray(Image.fromarray(RGB).convert("L")).astype(int)
 NEGATIVE = {"PhotometricInterpretation": "MONOCHROME1"}
 STEPS = [0] * 1024 + [100] * 1024 + [1000] * 1024 + [1023] * 1024
+FLIPPED = lut(0, [65535 - 257 * level for level in range(256)], 16)
 
 
 def palette(bits):
@@ -72,7 +73,10 @@ CASES = {
         ),
         {1536: 0, 1792: 0.25, 2560: 1},
     ),
-    "window of width 1": (dicom(RAMP, 12, WindowCenter=100, WindowWidth=1), {99: 0, 100: 1}),
+    "window of width 1": (
+        dicom(RAMP % 2 + 99, 12, WindowCenter=100, WindowWidth=1),
+        {0: 0, 1: 1},
+    ),
     "rescale before the window": (
         dicom(
             RAMP,
@@ -259,13 +263,13 @@ def test_an_offset_table_may_be_as_long_as_letters():
 
 def test_items_of_undefined_length_and_their_pixels_are_stepped_over():
     icon = data_set(EIGHT[:32], Modality="CT")
-    ds = data_set(EIGHT, IconImageSequence=[icon, icon], VOILUTSequence=[lut(0, [0, 65535], 16)])
+    ds = data_set(EIGHT, IconImageSequence=[icon, icon], VOILUTSequence=[FLIPPED])
     ds.VOILUTSequence[0].is_undefined_length_sequence_item = True
     for keyword in ("IconImageSequence", "VOILUTSequence"):
         ds[keyword].is_undefined_length = True
     for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         pixels = read_dicom(written(ds, syntax), "x").pixels
-        np.testing.assert_array_equal(pixels, np.where(EIGHT, 65535, 0))
+        np.testing.assert_array_equal(pixels, 65535 - EIGHT.astype(int) * 257)
 
 
 @pytest.mark.parametrize(

@@ -344,7 +344,8 @@ def test_what_is_no_x_ray_is_one_sentence(content, sentence, tmp_path):
         (np.full((64, 64), np.nan), "must lie in"),
         (np.full((64, 64), -5, np.int16), "span -5 to -5"),
         (np.zeros((64, 64, 7), np.uint8), "shape"),
-        (np.zeros((3, 64, 64), np.float32), "no grey or 8-bit image"),
+        (np.zeros((5, 64, 64), np.float32), r"shape \(5, 64, 64\), float32 is no image"),
+        (np.zeros((64, 64), complex), "complex128 is no image"),
         (42, "type int"),
     ],
 )

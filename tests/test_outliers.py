@@ -126,7 +126,7 @@ def test_a_drawing_is_refused_whatever_its_score(fitted, tmp_path):
         Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / f"{name}.png")
     # Once through the model, once through predict.py, which keeps small copies alone.
     images = [processor.open(tmp_path / name) for name in ("drawn.png", "grainy.png")]
-    rows = [row.assessment for row in predict([tmp_path], model, processor)]
+    rows = [row.answer for row in predict([tmp_path], model, processor)]
     for drawn, grainy in (model.assess(images, processor), rows):
         assert "of exactly one grey" in drawn.refusal and not drawn.probabilities
         assert grainy.refusal is None

@@ -22,7 +22,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     )
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    for talkative in ("accelerate", "httpx"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > accelerator.num_processes:
         raise ValueError(

@@ -10,12 +10,15 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from transformers.utils import cached_file
 
-from datasets_scripts import class_names
+from datasets_scripts import class_names, open_row
+from datasets_scripts.perturb import drop_columns
+from datasets_scripts.pixels import stored_rows
 from evaluation.calibration import NO_OPERATION
 from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor, load_model
 from modeling.configuration_cxr import CxrConfig
-from modeling.image_processing_cxr import FULL_SCALE
+from modeling.image_cxr import FULL_SCALE, CxrImage
+from modeling.reading_cxr import read_mask
 from training.data import PixelDataset, decode_splits
 from training.inference import make_loader, predict, to_predictions
 
@@ -45,11 +48,14 @@ class Subject:
         config = self.model.config
         self.class_names = [config.id2label[k] for k in range(config.num_labels)]
         splits = DatasetDict({args.split: split})
-        self.corrected = not args.variant
+        self.altered = (args.variant, args.seed)
         decoded = decode_splits(
-            splits, self.processor, args.cache_dir, args.max_unreadable, self.corrected
+            splits, self.processor, args.cache_dir, args.max_unreadable, *self.altered
         )
         self.pixels, self.split = decoded[args.split], splits[args.split]
+        self.stored = stored_rows(self.split)
+        if args.variant:
+            self.split = drop_columns(self.split, args.variant)
         align_classes(self.pixels, self.class_names)
         self.columns = columns(self.split, self.pixels.pixels)
         # Before any inference: ids that clash.
@@ -79,6 +85,22 @@ class Subject:
 
     def to_predictions(self, logits: torch.Tensor, name: str) -> Predictions:
         return to_predictions(self.pixels, logits, name, self.columns)
+
+    def open(self, row: int) -> tuple[CxrImage, tuple[float, float] | None]:
+        """The image at its own size, altered as the model saw it; see `pixels.open_row`."""
+        return open_row(self.stored[row], self.processor.correct, *self.altered)
+
+    def place(
+        self, mask: bytes | str | np.ndarray, image: CxrImage, shape: tuple[float, float] | None
+    ) -> np.ndarray:
+        """A mask of an image's file in the frame of `pixel_values`: bool (H, W).
+
+        Args:
+            mask: see `modeling.reading_cxr.read_mask`.
+            image, shape: as `open` gives them.
+        """
+        inside = read_mask(mask, image).astype(np.uint16) * FULL_SCALE
+        return self.processor.resize(inside, shape) > FULL_SCALE // 2
 
     def explain(self, row: int, target: int) -> tuple[torch.Tensor, np.ndarray]:
         """`pixel_values` (1, C, H, W) and the heatmap (H, W) of one image for one class."""
