@@ -202,8 +202,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request to the Hub
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)  # of no other: the Hub's client has a line for every request
     check_paths(args.paths)
     model, processor = load_model(args.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

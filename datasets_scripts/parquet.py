@@ -56,8 +56,7 @@ def load(path: str | Path) -> DatasetDict:
 
 
 def drop_unreadable(dataset: DatasetDict, max_unreadable: float = MAX_UNREADABLE) -> DatasetDict:
-    """The set without images that cannot be read: one warning a split, ValueError beyond the share.
-    """
+    """The set without unreadable images: one warning a split, ValueError beyond the share."""
 
     def problem(stored: Dataset, row: int) -> str | None:
         try:

@@ -100,8 +100,8 @@ def select_rows(split: Dataset, name: str) -> Dataset:
     check_perturbation(name)
     kept, needed = np.ones(len(split), bool), ""
     if name in NEEDS_SIZE:
-        needed, columns = "original_width and original_height", ("original_width", "original_height")
-        for column in columns:
+        needed = "original_width and original_height"
+        for column in ("original_width", "original_height"):
             values = split[column] if column in split.features else [None] * len(split)
             kept &= np.array([value is not None for value in values])
     if name in NEEDS_LUNGS:

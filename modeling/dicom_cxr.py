@@ -75,8 +75,8 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
     """A chest X-ray from a DICOM file, as a viewer first shows it.
 
     The first frame is decoded, then go the Modality LUT or rescale, the first VOI LUT or else the
-    first window, and at last the inversion of MONOCHROME1. Tables and windows that leave
-    nothing but darkness, light or an outline are passed over, with a warning, for the next that the file has.
+    first window, and at last the inversion of MONOCHROME1. Tables and windows that leave nothing
+    but darkness, light or an outline are passed over, with a warning, for the next in the file.
     Where there is none, pixels of 8 bits keep their full range, as they were made for the screen;
     deeper ones, and those of 8 bits that show too little, are stretched from the darkest to the
     brightest pixel, as viewers (cornerstone) and public data sets (MIMIC-CXR-JPG) do, and a warning
@@ -320,9 +320,10 @@ def _given_greys(
     unused = "The file's {} shows almost nothing of the image and was not used."
     voi_lut = header.item("VOILUTSequence")
     if voi_lut:
+        before = len(warnings)
         entries, highest, bits = _look_up(modality, voi_lut, "LUT", modality.min() < 0)
         yield entries / _top(highest, bits, "VOI LUT", warnings)
-        warnings.append(unused.format("VOI LUT"))
+        warnings[before:] = [unused.format("VOI LUT")]
     for center, width in _windows(header):
         yield _window(modality, center, width, header)
         warnings.append(unused.format("window"))

@@ -45,12 +45,12 @@ UPRIGHT = {
 def open_image(image: Any, correct: bool = True) -> CxrImage:
     """Reads the grey image at its own size, and what there is to say about it.
 
-    DICOM is known by its content and read by its header. Other files are known by their content,
-    too: PNG, JPEG, TIFF, BMP, WebP, JPEG 2000 or PNM, the first image where there are several, which
-    a warning says. Colour becomes ITU-R 601 luma, transparency shows black, EXIF orientation is
-    applied; integer images of more than 8 bits are scaled by the smallest of 8, 10, 12, 14 or 16
-    bits that holds their brightest pixel, as detectors write 12 bits into 16-bit files. Photographs
-    and colours are warned of.
+    All files are known by their content, DICOM read by its header. The others are PNG, JPEG, TIFF,
+    BMP, WebP, JPEG 2000 or PNM, the first image where there are several, which a warning says.
+    Colour becomes ITU-R 601 luma, transparency shows black, EXIF orientation is applied; integer
+    images of more than 8 bits are scaled by the smallest of 8, 10, 12, 14 or 16 bits that holds
+    their brightest pixel, as detectors write 12 bits into 16-bit files. Photographs and colours are
+    warned of.
 
     Args:
         image: a path, the file's bytes, their base64 text or data URI, a PIL image, or an array:

@@ -144,8 +144,9 @@ from datasets_scripts import load_cxr_dataset, read_pixels
 part = load_cxr_dataset("folder", {str(tmp_path / "set")!r})["test"]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+black = np.zeros((128, 128), np.uint16)
 try:
-    read_pixels(part, lambda row: (np.zeros((128, 128), np.uint16), ()), 128, {str(tmp_path / "cache")!r})
+    read_pixels(part, lambda row: (black, ()), 128, {str(tmp_path / "cache")!r})
 except OSError as error:
     print("said:", error)
 """

@@ -90,7 +90,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--image_size", type=int, help="pixels a side; 224 if the model does not say")
     geometries = "pad keeps all, squash stretches, crop keeps the centre; pad if no model says"
     add("--geometry", choices=GEOMETRIES, help=geometries)
-    add("--no_corrections", action="store_true", help="leave negatives and plain frames as they are")
+    add("--no_corrections", action="store_true", help="leave negatives and frames as they are")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
     weights = "start from ImageNet weights: timm's on the Hub, or those in a file or folder"
     add("--pretrained", nargs="?", const=True, default=False, metavar="PATH", help=weights)

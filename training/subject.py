@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from transformers.utils import cached_file
 
-from datasets_scripts import class_names, open_row
+from datasets_scripts import class_names, content_hashes, open_row
 from datasets_scripts.perturb import drop_columns
 from datasets_scripts.pixels import stored_rows
 from evaluation.calibration import NO_OPERATION
@@ -19,7 +20,7 @@ from modeling import CxrImageProcessor, load_model
 from modeling.configuration_cxr import CxrConfig
 from modeling.image_cxr import FULL_SCALE, CxrImage
 from modeling.reading_cxr import read_mask
-from training.data import PixelDataset, decode_splits
+from training.data import PixelDataset, decode_splits, images_digest
 from training.inference import make_loader, predict, to_predictions
 
 SCHEMA = {
@@ -107,6 +108,33 @@ class Subject:
         pixel_values = self.processor.normalize(np.asarray(self.pixels.pixels[[row]]))
         pixel_values = pixel_values.to(self.model.device)
         return pixel_values, self.model.grad_cam(pixel_values, target)[0].cpu().numpy()
+
+
+def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
+    """Whether the images of some splits are those that a model learned from.
+
+    By the hash of its training images in its dataset.json, or, where a run was cut to fewer images
+    or is older, by the set's source and name.
+
+    Args:
+        model_id: a folder or Hub id.
+        parts: splits of a set, whole.
+        name: what the set is called, see `training.data.summarize`.
+    """
+    found = cached_file(
+        model_id,
+        "dataset.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None or not parts:
+        return False
+    known = json.loads(Path(found).read_text())
+    first = next(iter(parts.values()))
+    if "train" in parts and (known["source"], known["name"]) == (first["source"][0], name):
+        return True
+    trained = known["splits"]["train"].get("sha256")
+    return any(images_digest(content_hashes(part)) == trained for part in parts.values())
 
 
 def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split: Dataset) -> None:
