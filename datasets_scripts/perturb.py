@@ -20,11 +20,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, maximum_filter
 from tqdm.auto import tqdm
 
-from modeling.reading_cxr import open_image
+from modeling.reading_cxr import FULL_SCALE, open_image
 
 logger = logging.getLogger(__name__)
 
-FULL_SCALE = 65535
 BORDER = 0.10  # of the width or height, at each side
 CORNER = 0.20  # of the shorter side
 MARGIN = 0.05  # of the width or height, around the lungs' bounding box

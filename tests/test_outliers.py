@@ -171,7 +171,13 @@ def test_a_configuration_refuses_what_makes_no_sense(field, value, sentence):
 
 @pytest.mark.parametrize(
     ("age", "words"),
-    [(3, None), (None, None), (40, "of an adult"), (9, "of a child"), (0.1, "of a child")],
+    [
+        (3, None),
+        (None, "does not say how old"),
+        (40, "of an adult"),
+        (9, "of a child"),
+        (0.1, "of a child"),
+    ],
 )
 def test_an_age_the_model_was_not_trained_on_is_said(age, words):
     model, processor = create_model("baseline", ["A", "B"], 64, hidden_sizes=[8], age_range=[1, 5])
