@@ -17,7 +17,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from datasets_scripts import PERTURBATIONS, SOURCES, content_hashes, load_cxr_dataset
+from datasets_scripts import PERTURBATIONS, content_hashes, load_cxr_dataset, sources
 from evaluation.calibration import apply_operation
 from evaluation.metrics import format_metric
 from evaluation.predictions import (
@@ -56,7 +56,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     what("--model", nargs="+", metavar="PATH_OR_ID", help="saved folders or Hub ids")
     what("--rescore", metavar="CSV", help="a predictions.csv, with what lies beside it")
     add("--output_dir", default="report", help="the report folder")
-    add("--dataset", default="phantom", help=f"{', '.join(SOURCES)}, a folder, a file, or a Hub id")
+    add(
+        "--dataset",
+        default="phantom",
+        help=f"{', '.join(sources())}, a folder, a file, or a Hub id",
+    )
     pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
     add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
     add("--dataset_options", help="the source's own, as extra=PATH", **pairs)

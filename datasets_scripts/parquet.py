@@ -18,32 +18,37 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 
+from datasets_scripts.leaks import check_leaks, describe
+from datasets_scripts.pixels import (
+    MAX_UNREADABLE,
+    content,
+    in_order,
+    report_unreadable,
+    stored_rows,
+)
+from datasets_scripts.registry import facts, find_source, sources
+from datasets_scripts.schema import REQUIRED, Source, class_names, encoded_images
 from modeling.reading_cxr import open_image
-
-from .pixels import MAX_UNREADABLE, content, in_order, report_unreadable, stored_rows
-from .schema import REQUIRED, class_names, encoded_images
-from .splits import check_leaks, describe
 
 SHARD_BYTES = 400_000_000
 ROWS_AT_ONCE = 100
 TAG = "cxr-classification"
-ABOUT = {  # what is known of a source: its description and the licence's identifier on the Hub
-    "kermany": (
-        "D. Kermany, K. Zhang, M. Goldbaum, *Labeled Optical Coherence Tomography (OCT) and Chest "
-        "X-Ray Images for Classification*, Mendeley Data, 2018, doi:10.17632/rscbjbr9sj",
-        "cc-by-4.0",
-    ),
-    "phantom": ("computed chest phantoms; no patient was imaged", "apache-2.0"),
-    "hub": ("the data set `{path}` of the Hub; its terms of use hold", None),
-    "folder": ("images of the folder `{path}`", None),
-    "manifest": ("images that `{path}` lists", None),
-}
+SOURCE = Source(
+    name="parquet",
+    title="the data set of the folder `{path}`",
+    path_help="a folder that --output wrote",
+)
 
 
-def is_export(path: Path) -> bool:
-    """Whether the folder was written by `write`."""
+def recognise(path: Path) -> bool:
+    """Whether it is a folder that `write` wrote."""
     card = path / "README.md"
-    return any(path.glob("data/*.parquet")) and card.is_file() and TAG in card.read_text("utf-8")
+    return (
+        path.is_dir()
+        and any(path.glob("data/*.parquet"))
+        and card.is_file()
+        and TAG in card.read_text("utf-8")
+    )
 
 
 def load(path: str | Path) -> DatasetDict:
@@ -51,7 +56,7 @@ def load(path: str | Path) -> DatasetDict:
     loaded = load_dataset(str(path))
     there = set(next(iter(loaded.values())).features)
     if missing := {"image", "image_id", "patient_id", "source"} - there:
-        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}: export it again")
+        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}: export it again.")
     return loaded
 
 
@@ -105,7 +110,12 @@ def data_card(
     statement.
     """
     features = next(iter(dataset.values())).features
-    about, licence = ABOUT[source]
+    found = [find_source(name) for part in dataset.values() for name in part.unique("source")]
+    known = facts(dataset)
+    about = [] if source in [each["name"] for each in known] else [sources()[source].title]
+    about += [". ".join(filter(None, (each["title"], each["citation"]))) for each in known]
+    licences = {each.licence if each else None for each in found}
+    licence = licences.pop() if len(licences) == 1 else None
     info = DatasetInfo(features=features, splits=SplitDict({info.name: info for info in infos}))
     info.download_size, info.dataset_size = stored, sum(info.num_bytes for info in infos)
     front = DatasetCardData(
@@ -122,7 +132,7 @@ def data_card(
 
 # Chest X-rays: {", ".join(names)}
 
-Source: {about.format(path=path)}.
+Source: {"; ".join(about).format(path=path)}.
 
 Licence: {licence or "not stated by the source"}.
 
@@ -162,7 +172,7 @@ def write(dataset: DatasetDict, output: str | Path, source: str, path: str = "")
     """
     output = Path(output)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise ValueError(f"output {output} exists and is not an empty folder: choose a new one")
+        raise ValueError(f"output {output} exists and is not an empty folder: choose a new one.")
     check_leaks(dataset)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.partial")
     data = unfinished / "data"
@@ -174,7 +184,7 @@ def write(dataset: DatasetDict, output: str | Path, source: str, path: str = "")
         (unfinished / "README.md").write_text(card, "utf-8")
         os.replace(unfinished, output)
     except OSError as error:
-        raise OSError(f"could not write {output} ({error.strerror or error})") from error
+        raise OSError(f"could not write {output} ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return output
@@ -200,5 +210,5 @@ def push(
             )
         except (HTTPError, ConnectionError) as error:
             reason = str(error).splitlines()[-1]
-            raise OSError(f"could not push to data set {repo_id!r} ({reason})") from error
+            raise OSError(f"could not push to data set {repo_id!r} ({reason}).") from error
     return str(address)

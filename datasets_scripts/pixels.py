@@ -17,9 +17,8 @@ import numpy as np
 from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
+from datasets_scripts.perturb import NEEDS_LUNGS, RESHAPES, Sample, perturb, random_numbers
 from modeling.reading_cxr import CxrImage, open_image, read_mask
-
-from .perturb import NEEDS_LUNGS, RESHAPES, Sample, perturb, random_numbers
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
 from evaluation.operating_points import abstention_band, choose_threshold
 from evaluation.predictions import Predictions
+from modeling.calibration_cxr import calibrate, check_operation, decide
 
 NO_OPERATION = dict.fromkeys(("calibration", "thresholds", "abstention", "prevalence"))
 NUM_FOLDS = 5
@@ -121,17 +123,29 @@ def apply_operation(predictions: Predictions, operation: dict) -> Predictions:
         class 1) and whose `thresholds` are set. Without a calibration the logits are unchanged.
 
     Raises:
-        ValueError: a field is missing, or an unknown method or another number of classes.
+        ValueError: a field is missing, or what `check_operation` of the models refuses.
     """
     missing = [name for name in NO_OPERATION if name not in operation]
     if missing:
         raise ValueError(
             f"the operation has no {missing[0]!r}; it holds {', '.join(NO_OPERATION)}."
         )
+    known = {name: operation[name] for name in NO_OPERATION}
+    check_operation(
+        **known, num_labels=len(predictions.class_names), multi_label=predictions.multi_label
+    )
     if operation["calibration"] is not None:
         predictions = _calibrate(predictions, operation["calibration"])
     thresholds = operation["thresholds"]
     return replace(predictions, thresholds=None if thresholds is None else tuple(thresholds))
+
+
+def abstained(predictions: Predictions, operation: dict) -> np.ndarray:
+    """bool (N,), or (N, K) when multi-label: whether calibrated predictions lie in the band."""
+    probabilities = torch.from_numpy(predictions.probabilities)
+    multi_label = predictions.multi_label
+    decisions = decide(probabilities, operation["thresholds"], operation["abstention"], multi_label)
+    return decisions.numpy() == -1
 
 
 def adjust_prevalence(
@@ -258,29 +272,11 @@ def _fit_isotonic(predictions):
 
 
 def _calibrate(predictions: Predictions, calibration: dict) -> Predictions:
-    method = calibration["method"]
-    if method == "temperature":
-        if _is_multi_class(predictions):
-            return replace(predictions, logits=predictions.logits / calibration["temperature"])
-        z = _reported(predictions, predictions.log_odds) / calibration["temperature"]
-        return _with_log_odds(predictions, z)
-    if method not in ("platt", "isotonic"):
-        raise ValueError(f"calibration is by {method!r}; it can be temperature, platt or isotonic.")
-    if _is_multi_class(predictions):
-        raise ValueError(f"{method} calibration is for two classes or a multi-label task.")
-    z = _reported(predictions, predictions.log_odds)
-    maps = calibration["scale" if method == "platt" else "log_odds"]
-    if len(maps) != z.shape[1]:
-        raise ValueError(f"the calibration has {len(maps)} maps; {z.shape[1]} are needed.")
-    if method == "platt":
-        return _with_log_odds(predictions, z * maps + calibration["bias"])
-    knots = zip(z.T, calibration["log_odds"], calibration["calibrated"])
-    return _with_log_odds(predictions, np.column_stack([np.interp(*knot) for knot in knots]))
-
-
-def _with_log_odds(predictions, z):
-    logits = z if predictions.multi_label else np.column_stack([np.zeros(len(z)), z])
-    return replace(predictions, logits=logits)
+    logits, multi_label = predictions.logits, predictions.multi_label
+    if not multi_label and logits.shape[1] == 2:
+        logits = np.column_stack([np.zeros(len(logits)), predictions.log_odds[:, 1]])
+    calibrated = calibrate(torch.from_numpy(logits), calibration, multi_label)
+    return replace(predictions, logits=calibrated.numpy())
 
 
 # -------------------------------------------------------------------------------------------- parts

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from html import escape
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 LAYER = 512  # longest side of a heat layer, pixels; the network sees no more
+DETAILS = re.compile(r"<p>&lt;details&gt;\s*&lt;summary&gt;([^<]*)&lt;/summary&gt;</p>")
 EXAMPLES = {
     "normal.png": "Phantom, clear lungs",
     "opacity.png": "Phantom, opacity",
@@ -368,6 +370,9 @@ def report(classifier: Classifier) -> str:
                 figure = figures.get(child.attrs["src"])
                 child.attrs["src"] = data_uri(figure) if figure else "data:,"
     content = markdown.renderer.render(tokens, markdown.options, {})
+    # The card's folded arguments, the one raw HTML that it has.
+    content = DETAILS.sub(r"<details><summary>\1</summary>", content)
+    content = content.replace("<p>&lt;/details&gt;</p>", "</details>")
     content = content.replace("<table>", _scrolling("<table>").removesuffix("</div>"))
     content = content.replace("</table>", "</table></div>")
     content = content.replace("<pre>", '<pre tabindex="0">')

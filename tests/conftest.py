@@ -18,6 +18,7 @@ for _name in list(os.environ):
 _hf_home = tempfile.TemporaryDirectory(prefix="cxr-tests-hf-home-")
 os.environ.update(
     HF_HOME=_hf_home.name,
+    CXR_CACHE=f"{_hf_home.name}/cxr",
     HF_HUB_DISABLE_TELEMETRY="1",
     GRADIO_ANALYTICS_ENABLED="False",
     MPLBACKEND="Agg",

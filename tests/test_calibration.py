@@ -14,13 +14,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 
 from evaluation.calibration import (
+    abstained,
     adjust_prevalence,
     apply_operation,
     estimate_prevalence,
     fit_calibration,
     fit_operation,
 )
-from evaluation.operating_points import abstains, abstention_band, choose_threshold
+from evaluation.operating_points import abstention_band, choose_threshold
 from evaluation.predictions import Predictions
 
 
@@ -245,12 +246,12 @@ def test_operations_that_do_not_fit_are_named():
     assert apply_operation(predictions, operation).logits is predictions.logits
     with pytest.raises(ValueError, match="has no 'prevalence'"):
         apply_operation(predictions, {k: None for k in operation if k != "prevalence"})
-    with pytest.raises(ValueError, match="calibration is by 'beta'"):
+    with pytest.raises(ValueError, match="'beta'}; it takes a dict with the method temperature"):
         apply_operation(predictions, operation | {"calibration": {"method": "beta"}})
     platt = operation | {"calibration": {"method": "platt", "scale": [1, 1], "bias": [0, 0]}}
-    with pytest.raises(ValueError, match="has 2 maps; 1 are needed"):
+    with pytest.raises(ValueError, match="it takes 1 numbers each"):
         apply_operation(predictions, platt)
-    with pytest.raises(ValueError, match="platt calibration is for two classes"):
+    with pytest.raises(ValueError, match="more than two exclusive classes take 'temperature'"):
         apply_operation(predictions_of(np.eye(3), [0, 1, 2]), platt)
 
 
@@ -381,10 +382,10 @@ def test_the_band_holds_its_share_around_the_threshold():
     operation = fit_operation(predictions, abstain_share=0.15)
     after = apply_operation(predictions, operation)
     ((low, high),), (threshold,) = operation["abstention"], operation["thresholds"]
-    assert abstains(after.probabilities[:, 1:], operation["abstention"]).sum() == 30
+    assert abstained(after, operation).sum() == 30
     assert logit(high) - logit(threshold) == pytest.approx(logit(threshold) - logit(low))
     nearest = np.abs(after.log_odds[:, 1] - logit(threshold)).argsort()[:30]
-    assert abstains(after.probabilities[nearest, 1:], operation["abstention"]).all()
+    assert abstained(after, operation)[nearest].all()
 
 
 def test_a_band_of_equal_scores_holds_less_and_a_share_of_nothing_is_no_band():
@@ -393,7 +394,8 @@ def test_a_band_of_equal_scores_holds_less_and_a_share_of_nothing_is_no_band():
     assert [low, high] == pytest.approx(expit([-1.25, 1.25]))
     assert abstention_band(z, 0.5, 0.25) == pytest.approx([low, high])
     low, high = abstention_band(z, 0.5, 0.1)
-    assert not abstains(expit(z)[:, None], [[low, high]]).any()
+    here = binary(z, z > 0)
+    assert not abstained(here, {"thresholds": [0.5], "abstention": [[low, high]]}).any()
     assert abstention_band(z, 0.5, 0) is None
-    assert not abstains(expit(z)[:, None], None).any()
+    assert not abstained(here, {"thresholds": [0.5], "abstention": None}).any()
     assert fit_operation(drawn(50, lambda z: z), abstain_share=0)["abstention"] is None

@@ -12,12 +12,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from datasets_scripts.phantom import generate
-from evaluation.outliers import flagged_share, flagged_table, read_scores
 from modeling import CxrImageProcessor, create_model, load_model
 from modeling.image_cxr import CxrImage
 from modeling.outlier_cxr import OutlierDetector
 from modeling.pipeline_cxr import CxrImageClassificationPipeline
 from predict import predict
+from recipes.kermany.outliers import flagged_share, flagged_table, read_scores
 from training import outliers
 from training.half import save_half
 from training.outlier_images import DRAWN, draw_outliers

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from test_train import DATA, FLAGS, LAUNCH, PHANTOM
 
 from evaluation.calibration import apply_operation
-from evaluation.evidence import collect_evidence
 from evaluation.metrics import compute_metrics, format_metric
-from evaluation.model_card import write_model_card
+from evaluation.pages.model_card import write_model_card
 from evaluation.predictions import read_predictions, read_predictions_by_model
-from evaluation.results import write_results
 from modeling import create_model, load_model
-from training.release import release
+from recipes.kermany.evidence import collect_evidence
+from recipes.kermany.release import release
+from recipes.kermany.results import write_results
 
 SMALL = ["--num_resamples", "200", "--gallery", "2", "--curves", "8"]
 
@@ -250,7 +250,8 @@ def test_two_models_of_one_name_are_refused(validate, tmp_path):
 
 def test_the_results_page_is_made_of_the_runs_and_reports(report, trained, tmp_path, monkeypatch):
     folder = tmp_path / "results"
-    small = ("metrics.json", "training_args.json", "history.csv", "predictions_test.csv")
+    small = ("metrics.json", "training_args.json", "dataset.json")
+    small += ("history.csv", "predictions_test.csv")
     for run in ("seeds/densenet121-1", "seeds/baseline-1", "search/strong", "leak/split-by-image"):
         (folder / run).mkdir(parents=True)
         for name in small:

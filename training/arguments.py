@@ -8,7 +8,7 @@ import yaml
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from datasets_scripts import PERTURBATIONS, SOURCES
+from datasets_scripts import PERTURBATIONS, sources
 from evaluation.operating_points import RULES
 from modeling.configuration_cxr import LOSSES
 from modeling.preprocessing_cxr import GEOMETRIES
@@ -73,7 +73,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--config", metavar="FILE", help="YAML file of these flags; the command line wins")
 
     add = parser.add_argument_group("data").add_argument
-    known = ", ".join(SOURCES)
+    known = ", ".join(sources())
     add("--dataset", default="phantom", help=f"{known}, a folder, a zip, a CSV, or a Hub id")
     pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
     add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
@@ -194,10 +194,11 @@ def recipe(args: argparse.Namespace) -> dict:
     """The arguments that make a run what it is, ready for JSON; paths by their last part alone."""
 
     def public(value):
+        if isinstance(value, list):
+            return [public(item) for item in value]
         is_path = isinstance(value, str) and Path(value).expanduser().exists()
         return Path(value).name if is_path else value
 
     kept = {name: public(value) for name, value in vars(args).items() if name not in LOCAL}
-    kept["teacher"] = [public(name) for name in args.teacher]
     options = {name: public(value) for name, value in args.dataset_options.items()}
     return {**kept, "dataset_options": options}

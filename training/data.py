@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from datasets_scripts import (
     class_names,
     content_hashes,
+    facts,
     fingerprint,
     label_sets,
     open_row,
@@ -167,8 +168,8 @@ def summarize(
         warnings: of each split, what `decode_splits` noticed.
 
     Returns:
-        `source`, `name`, and `splits`: images, unique images, patients, images of each class, a
-        hash of the images, and warnings.
+        `source`, `name`, `splits`: images, unique images, patients, images of each class, a hash
+        of the images, and warnings; and `facts`, what is known of each source.
     """
     splits = {}
     for split_name, split in dataset.items():
@@ -183,7 +184,12 @@ def summarize(
             "warnings": (warnings or {}).get(split_name, {}),
         }
     sources = list(dict.fromkeys(dataset["train"]["source"]))
-    return {"source": ", ".join(sources), "name": name, "splits": splits}
+    return {
+        "source": ", ".join(sources),
+        "name": name,
+        "splits": splits,
+        "facts": facts(dataset),
+    }
 
 
 def images_digest(hashes: list[str]) -> str:

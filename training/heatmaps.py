@@ -10,7 +10,8 @@ import torch
 from accelerate.utils import tqdm
 
 from datasets_scripts.pixels import content
-from evaluation.error_analysis import choose_cases, draw_case
+from evaluation.cases import choose_cases
+from evaluation.figures import draw_case
 from evaluation.predictions import Predictions
 from evaluation.saliency import (
     boxes_mask,

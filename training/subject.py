@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from transformers.utils import cached_file
 
-from datasets_scripts import class_names, content_hashes, open_row
+from datasets_scripts import class_names, content_hashes, label_key, open_row
 from datasets_scripts.perturb import drop_columns
 from datasets_scripts.pixels import stored_rows
 from evaluation.calibration import NO_OPERATION
@@ -152,11 +152,14 @@ def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split:
             f"{name} is a {config.problem_type} model, but the data have "
             f"{'one label' if multi_label else 'several labels'} an image."
         )
-    known, given = [config.id2label[k] for k in range(config.num_labels)], class_names(split)
+    known = [config.id2label[k] for k in range(config.num_labels)]
+    given = spelled_as(known, class_names(split))
     unknown = [text for text in given if text not in known]
     if unknown:
+        pairs = ", ".join(f"{text}: {new}" for text, new in zip(given, known))
         raise ValueError(
-            f"the data's class {unknown[0]!r} is none of {name}'s: {', '.join(known)}."
+            f"the data's class {unknown[0]!r} is none of {name}'s: {', '.join(known)}. If it is "
+            f"one of them by another name, say so: --dataset_options 'label_map={{{pairs}}}'."
         )
     if given != [text for text in known if text in given]:
         raise ValueError(
@@ -168,10 +171,17 @@ def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split:
         raise ValueError(f"the data do not say which images show {missing!r}, a class of {name}.")
 
 
+def spelled_as(known: list[str], given: list[str]) -> list[str]:
+    """The names of `given`, those that differ from one of `known` in case or blanks spelled so."""
+    spelling = {label_key(text): text for text in known}
+    return [spelling.get(label_key(text), text) for text in given]
+
+
 def align_classes(pixels: PixelDataset, names: list[str]) -> None:
     """Label indices of the model's classes, of which the data may hold fewer."""
     if not pixels.multi_label:
-        pixels.labels = np.array([names.index(text) for text in pixels.class_names])[pixels.labels]
+        given = spelled_as(names, pixels.class_names)
+        pixels.labels = np.array([names.index(text) for text in given])[pixels.labels]
     pixels.class_names = names
 
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from modeling import CxrImageProcessor
 from modeling.pretrained import find_weights, read_weights, rename
+from recipes.gpu.manifest import HOSPITALS
 
 SIDE = 224
 QUALITY = 50  # of WebP: 2 kB an image
@@ -69,6 +70,8 @@ def pack(data: Path, manifest: Path, recipe: Path, output: Path) -> int:
     columns = {
         name: table[name].to_numpy(str) for name in ("label", "patient", "split", "source", "view")
     }
+    hospitals = {source: name for name, sources in HOSPITALS.items() for source in sources}
+    columns["hospital"] = table["source"].map(hospitals).fillna("").to_numpy(str)
     for name in ("original_width", "original_height"):
         columns[name] = pd.to_numeric(table[name]).fillna(SIDE).to_numpy(np.int32)
     np.savez_compressed(

@@ -42,8 +42,6 @@ from training.distillation import Teachers, student_loss
 from training.half import half_state
 
 CLASSES = ["NORMAL", "PNEUMONIA"]
-# As in manifest.py, which needs more libraries: the sources that are held out together.
-HOSPITALS = {"kermany": "kermany", "chestxray14": "nih", "rsna": "nih"}
 UNLABELLED = -1
 SAVE_SECONDS = 60
 
@@ -117,10 +115,10 @@ class Pack:
         self.blobs, self.ends = columns.pop("blobs"), columns.pop("sizes").cumsum()
         self.shapes = list(zip(columns["original_height"], columns["original_width"]))
         self.image, self.patient = columns["image"], columns["patient"]
+        self.hospital = columns["hospital"]  # "" for unlabelled images
         self.split, self.weight = columns["split"], columns["weight"]
         index = {"": UNLABELLED, **{name: k for k, name in enumerate(CLASSES)}}
         self.labels = np.array([index[label] for label in columns["label"]])
-        self.hospital = np.array([HOSPITALS.get(source, "") for source in columns["source"]])
         self.frame = None
 
     def decode(self, processor: CxrImageProcessor, device: torch.device) -> None:

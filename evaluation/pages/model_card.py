@@ -7,27 +7,26 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from evaluation.metrics import METRIC_NAMES
-from evaluation.model_card_text import (
-    DATA_NOTES,
+from evaluation.pages.gallery import figure_title, names_in_figures
+from evaluation.pages.markdown import Notes, escape, table
+from evaluation.pages.model_card_text import (
     intended_use,
+    items,
     limitations,
-    source_of,
+    source_of_data,
     tripod_items,
 )
-from evaluation.predictions import write_text
-from evaluation.report_blocks import figure_title
-from evaluation.table import markdown_table, read_json
-from evaluation.wording import (
+from evaluation.pages.wording import (
     ECE_REMARK,
     NOTICE,
-    Notes,
     describe_abstention,
     describe_calibration,
     describe_thresholds,
-    escape_markdown,
     fixed_points,
     shares,
 )
+from evaluation.predictions import write_text
+from evaluation.table import markdown_table, read_json
 
 # The Hub's ids of the metrics that it knows under another name.
 HUB_METRICS = {
@@ -45,10 +44,14 @@ CALIBRATED_METRICS = ("brier", "ece", "ece_mass", "log_loss")
 def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
     """Write `run_dir/README.md` from the run's config, training_args, metrics and dataset .json.
 
-    Optional are `calibration`, `thresholds`, `abstention` and `prevalence` in config.json, the test
-    metrics of the raw logits as `uncalibrated_test` in metrics.json, and evidence.json: a list of
-    `{"name", "n", "patients", "metrics"}`, each with a "note" or without, of the model on other
-    data or on altered images; `metrics` holds entries of `compute_metrics`.
+    Results stand first, the arguments folded. What is said comes from the run: of the test split
+    only where metrics.json has one, of the data what dataset.json holds as `facts` (`title`,
+    `citation`, `licence`, `population`, and, a sentence or several each, `limits` and
+    `out_of_scope`) and as `warnings` ({what the reader noticed: number of images}). Optional are
+    `calibration`, `thresholds`, `abstention`, `prevalence`, `outlier_threshold` and `age_range` in
+    config.json, the test metrics of the raw logits as `uncalibrated_test` in metrics.json, and
+    evidence.json: a list of `{"name", "n", "patients", "metrics"}`, each with a "note" or without,
+    of the model on other data or on altered images; `metrics` holds entries of `compute_metrics`.
 
     Args:
         run_dir: the model folder; the PNG figures in its `figures/` are embedded.
@@ -68,7 +71,7 @@ def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
         for name, keys in (
             ("config", ("id2label", "model_type", "image_size")),
             ("training_args", ()),
-            ("metrics", ("validation", "test", "best_epoch", "train_seconds", "num_parameters")),
+            ("metrics", ("validation", "best_epoch", "train_seconds", "num_parameters")),
             ("dataset", ("source", "name", "splits")),
         )
     )
@@ -76,7 +79,7 @@ def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
     if (run_dir / "evidence.json").is_file():
         keys = ("name", "n", "patients", "metrics")
         evidence = read_json(run_dir / "evidence.json", keys, "a validation", many=True)
-    source = source_of(dataset)
+    facts = dataset.get("facts") or {}
     name = repo_id or run_dir.resolve().name
     data = ModelCardData(
         license="apache-2.0",
@@ -86,21 +89,22 @@ def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
         base_model=_base_model(arguments),
         datasets=[dataset["name"]] if "/" in dataset["source"] else None,
         model_name=name.split("/")[-1],
-        eval_results=_eval_results(metrics["test"], dataset),
+        eval_results=_eval_results(metrics["test"], dataset) if "test" in metrics else None,
     )
+    splits = {split: metrics[split] for split in ("validation", "test") if split in metrics}
     parts = [
-        _introduction(name, config, dataset, metrics["test"]),
-        intended_use(source),
-        _usage(name, config, metrics["test"]),
-        _data(dataset, source),
-        _protocol(config, arguments, metrics["test"]),
+        _introduction(name, config, dataset, splits["validation"]),
+        _results(splits),
+        _figures(run_dir, splits["validation"]["class_names"]),
+        _calibration(config, metrics, splits["validation"]),
+        _evidence(evidence, metrics.get("test")),
+        intended_use(facts, config),
+        _usage(name, config, splits["validation"]),
+        _data(dataset, facts),
+        _protocol(config, arguments, splits),
         _training(arguments, metrics),
-        _results(metrics),
-        _calibration(config, metrics),
-        _figures(run_dir),
-        _evidence(evidence, metrics["test"]),
-        limitations(source),
-        "" if source == "phantom" else tripod_items(source, arguments, bool(evidence)),
+        limitations(facts),
+        "" if dataset["source"] == "phantom" else tripod_items(facts, arguments, bool(evidence)),
     ]
     body = "\n\n".join(part for part in parts if part)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
@@ -138,29 +142,29 @@ def _eval_results(test: dict, dataset: dict) -> list[EvalResult] | None:
     return results or None  # a model-index without results does not parse
 
 
-def _introduction(name: str, config: dict, dataset: dict, test: dict) -> str:
+def _introduction(name: str, config: dict, dataset: dict, metrics: dict) -> str:
     channels = "grey" if config.get("num_channels", 1) == 1 else "three-channel"
-    rule = describe_thresholds(config.get("thresholds"), test["class_names"], test["task"])
-    if test["task"] == "binary":
-        rule += f"; {test['positive_class']} counts as positive"
+    rule = describe_thresholds(config.get("thresholds"), metrics["class_names"], metrics["task"])
+    if metrics["task"] == "binary":
+        rule += f"; {metrics['positive_class']} counts as positive"
     classes = ", ".join(config["id2label"].values())
     return f"""# {name.split("/")[-1]}
 
 A chest X-ray classifier (`{config["model_type"]}`, {channels} input of {config["image_size"]} x \
-{config["image_size"]} pixels) for the classes {escape_markdown(classes)}, trained on \
-{escape_markdown(dataset["name"])}. Its Grad-CAM heatmap is a method of the model.
+{config["image_size"]} pixels) for the classes {escape(classes)}, trained on \
+{escape(dataset["name"])}. Its Grad-CAM heatmap is a method of the model.
 
 **{NOTICE}**
 
-**Decision rule:** {escape_markdown(rule)}."""
+**Decision rule:** {escape(rule)}."""
 
 
-def _usage(name: str, config: dict, test: dict) -> str:
+def _usage(name: str, config: dict, metrics: dict) -> str:
     kind = "calibrated" if config.get("calibration") else "the network's own"
     prior = ""
-    if config.get("prevalence") and test["task"] == "binary":
+    if config.get("prevalence") and metrics["task"] == "binary":
         prior = f"""
-model.probabilities(logits, prevalence=[0.9, 0.1])  # where 10 % have {test["positive_class"]}"""
+model.probabilities(logits, prevalence=[0.9, 0.1])  # where 10 % have {metrics["positive_class"]}"""
     return f"""## Use
 
 Probabilities and raw logits:
@@ -192,7 +196,7 @@ MODEL_ID={name} python app.py
 ```"""
 
 
-def _data(dataset: dict, source: str) -> str:
+def _data(dataset: dict, facts: dict) -> str:
     splits = dataset["splits"]
     classes = list(next(iter(splits.values()))["classes"])
     header = ["Split", "Images", "Unique images", "Patients", *classes]
@@ -203,30 +207,35 @@ def _data(dataset: dict, source: str) -> str:
             count = counts["classes"][name]
             row.append(f"{count} ({count / counts['images']:.1%})")
         rows.append(row)
-    return f"""## Data
+    parts = [
+        "## Data",
+        source_of_data(facts),
+        f"{escape(dataset['name'])} (source `{dataset['source']}`), images and prevalence of each "
+        "class:",
+        table(header, rows),
+        "No patient id and no identical file is in two splits: training stops where its leak check "
+        "finds one.",
+    ]
+    if noticed := dataset.get("warnings"):
+        counts = [f"{kind}: {count:,}" for kind, count in noticed.items()]
+        parts += ["What the reader noticed in these images, and how many:", items(counts).strip()]
+    return "\n\n".join(parts)
 
-{DATA_NOTES.get(source, "")}\
-{escape_markdown(dataset["name"])} (source `{dataset["source"]}`), images and prevalence of each \
-class:
 
-{_table(header, rows)}
-
-No patient id and no identical file is in two splits: training stops where its leak check finds \
-one."""
-
-
-def _protocol(config: dict, arguments: dict, test: dict) -> str:
+def _protocol(config: dict, arguments: dict, splits: dict[str, dict]) -> str:
     fitted = ""
     if config.get("calibration"):
         altered = arguments.get("operation_variant")
         images = f"its images altered by `{altered}`" if altered else "it"
         fitted = f"Calibration, decision thresholds and abstention were fitted on {images}. "
+    test = "The run left the test split alone."
+    if "test" in splits:
+        test = "The run scored the test split at its end, and chose nothing by it."
     return f"""## Protocol
 
-The epoch was chosen on the validation split. {fitted}This run scored the test split once, at its \
-end. The image processor saved with the model does all preprocessing, in training as in use. \
-Intervals are 95 % intervals of a bootstrap of {test["num_resamples"]:,} resamples of \
-patients."""
+The epoch was chosen on the validation split. {fitted}{test} The image processor saved with the \
+model does all preprocessing, in training as in use. Intervals are 95 % intervals of a bootstrap \
+of {splits["validation"]["num_resamples"]:,} resamples of patients."""
 
 
 def _training(arguments: dict, metrics: dict) -> str:
@@ -241,49 +250,65 @@ def _training(arguments: dict, metrics: dict) -> str:
 {metrics["num_parameters"]:,} parameters, {metrics["train_seconds"] / 60:.1f} minutes{device}; \
 the weights are those of epoch {metrics["best_epoch"]}, the best on validation AUROC.{start}
 
-{markdown_table(["Argument", "Value"], rows, left=2)}"""
+<details>
+<summary>Arguments of the run</summary>
+
+{markdown_table(["Argument", "Value"], rows, left=2)}
+
+</details>"""
 
 
-def _results(metrics: dict) -> str:
-    validation, test = metrics["validation"], metrics["test"]
-    binary = test["task"] == "binary"
-    header = ["Metric", "Validation", "Test"]
-    size = [["Images", str(validation["n"]), str(test["n"])]]
-    size.append(["Patients", str(validation["patients"]), str(test["patients"])])
-    rows, notes = [], Notes()
+def _results(splits: dict[str, dict]) -> str:
+    *_, last = splits.values()
+    binary = last["task"] == "binary"
+    header = ["Metric", *(split.capitalize() for split in splits)]
+    rows = [
+        [title, *(str(metrics[key]) for metrics in splits.values())]
+        for title, key in (("Images", "n"), ("Patients", "patients"))
+    ]
+    notes = Notes()
     for key, title in METRIC_NAMES.items():
         # Of more classes, the mean over them; the accuracy of the one decision has no mean.
         own = binary or key == "accuracy"
-        pair = [split if own else split.get("macro", split) for split in (validation, test)]
-        if key in pair[1]:
+        shown = [split if own else split.get("macro", split) for split in splits.values()]
+        if key in shown[-1]:
             title += "" if own else " (macro)"
-            rows.append([title, *(notes.cell(split.get(key)) for split in pair)])
+            rows.append([title, *(notes.cell(metrics.get(key)) for metrics in shown)])
     if binary:
-        for title, key, point in fixed_points(test):
-            fixed = (split.get(key, {}).get(point) for split in (validation, test))
+        for title, key, point in fixed_points(last):
+            fixed = (metrics.get(key, {}).get(point) for metrics in splits.values())
             rows.append([title, *map(notes.cell, fixed)])
-    text = f"""## Results
-
-Value and 95 % interval. `predictions_validation.csv` and `predictions_test.csv` hold every logit, \
-so that all of it can be computed again. The validation column is optimistic, as choices were made \
-on that split. {ECE_REMARK}
-
-{_table(header, size + rows, notes=notes)}"""
-    if binary:
-        return text
-    notes = Notes()
-    keys = ("auroc", "sensitivity", "specificity")
-    header = ["Class (test)", "Images", *(METRIC_NAMES[key] for key in keys)]
-    rows = [
-        [name, str(entry["tp"] + entry["fn"]), *(notes.cell(entry[key]) for key in keys)]
-        for name, entry in test["classes"].items()
+    files = " and ".join(f"`predictions_{split}.csv`" for split in splits)
+    parts = [
+        "## Results",
+        table(header, rows, notes=notes),
+        f"Value and 95 % interval, at the decision rule above. {files} hold every logit, so that "
+        "all of it can be computed again. The validation column is optimistic, as choices were "
+        f"made on that split. {ECE_REMARK}",
     ]
-    return f"{text}\n\n{_table(header, rows, notes=notes)}"
+    if not binary:
+        notes = Notes()
+        keys = ("auroc", "sensitivity", "specificity")
+        header = [f"Class ({last['split']})", "Images", *(METRIC_NAMES[key] for key in keys)]
+        rows = [
+            [name, str(entry["tp"] + entry["fn"]), *(notes.cell(entry[key]) for key in keys)]
+            for name, entry in last["classes"].items()
+        ]
+        parts.insert(2, table(header, rows, notes=notes))
+    return "\n\n".join(parts)
 
 
-def _calibration(config: dict, metrics: dict) -> str:
-    test, calibration = metrics["test"], config.get("calibration")
-    names, task = test["class_names"], test["task"]
+def _figures(run_dir: Path, names: list[str]) -> str:
+    found = [
+        f"![{escape(figure_title(path.stem))}](figures/{path.name})"
+        for path in sorted((run_dir / "figures").glob("*.png"))
+    ]
+    return "\n\n".join(["## Figures", *found, *names_in_figures(names)]) if found else ""
+
+
+def _calibration(config: dict, metrics: dict, validation: dict) -> str:
+    calibration = config.get("calibration")
+    names, task = validation["class_names"], validation["task"]
     rows = [
         ["Calibration", describe_calibration(calibration)],
         ["Decision", describe_thresholds(config.get("thresholds"), names, task)],
@@ -291,15 +316,15 @@ def _calibration(config: dict, metrics: dict) -> str:
     ]
     if config.get("prevalence"):
         rows.append(["Share in validation", shares(config["prevalence"], names, task)])
-    parts = ["## Calibration and thresholds", _table(["What", "How"], rows, 2)]
+    parts = ["## Calibration and thresholds", table(["What", "How"], rows, left=2)]
     if calibration and "log_loss" in calibration:
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in calibration["log_loss"].items())
         parts.append(
             f"Cross-validated log loss of the candidates on {calibration['n']:,} validation "
             f"images: {losses}."
         )
-    raw = metrics.get("uncalibrated_test")
-    if raw:
+    raw, test = metrics.get("uncalibrated_test"), metrics.get("test")
+    if raw and test:
         header = ["Test", "Before calibration", "After"]
         pairs = [("", raw, test)]
         if task != "binary":
@@ -311,39 +336,30 @@ def _calibration(config: dict, metrics: dict) -> str:
             for key in CALIBRATED_METRICS
             if key in before and key in after
         ]
-        parts.append(_table(header, rows, notes=notes))
+        parts.append(table(header, rows, notes=notes))
     return "\n\n".join(parts)
 
 
-def _figures(run_dir: Path) -> str:
-    found = [
-        f"![{figure_title(path.stem)}](figures/{path.name})"
-        for path in sorted((run_dir / "figures").glob("*.png"))
-    ]
-    return "\n\n".join(["## Figures", *(found or ["This run has none."])])
-
-
-def _evidence(evidence: list[dict], test: dict) -> str:
+def _evidence(evidence: list[dict], test: dict | None) -> str:
     if not evidence:
         return ""
     header = ["Images", "n", "Patients", *(METRIC_NAMES[key] for key in EVIDENCE_METRICS)]
     rows, lines, notes = [], [], Notes()
-    for item in [{**test, "name": "test split", "metrics": test}, *evidence]:
+    own = [{**test, "name": "test split", "metrics": test}] if test else []
+    for item in [*own, *evidence]:
         cells = [notes.cell(item["metrics"].get(key)) for key in EVIDENCE_METRICS]
         rows.append([item["name"], f"{item['n']:,}", f"{item['patients']:,}", *cells])
     for item in evidence:
-        sentences = [_fall(item["metrics"].get("auroc"), test["auroc"]), item.get("note", "")]
-        text = " ".join(sentence for sentence in sentences if sentence)
-        if text:
-            lines.append(f"- {escape_markdown(item['name'])}: {escape_markdown(text)}")
-    return "\n\n".join(
-        [
-            "## External validation and shortcuts",
-            "The model as it stands, nothing fitted again, on other data and on altered images:",
-            _table(header, rows, notes=notes),
-            *(["\n".join(lines)] if lines else []),
-        ]
-    )
+        fall = _fall(item["metrics"].get("auroc"), test["auroc"]) if test else ""
+        text = " ".join(sentence for sentence in (fall, item.get("note", "")) if sentence)
+        lines += [f"{item['name']}: {text}"] if text else []
+    parts = [
+        "## External validation and shortcuts",
+        "The model as it stands, nothing fitted again, on other data and on altered images:",
+        table(header, rows, notes=notes),
+        items(lines).strip(),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _fall(found: dict | None, test: dict) -> str:
@@ -358,14 +374,6 @@ def _fall(found: dict | None, test: dict) -> str:
         return f"{text}."
     apart = found["high"] < test["low"]
     return f"{text}; the two intervals {'do not overlap' if apart else 'overlap'}."
-
-
-def _table(
-    header: list[str], rows: list[list[str]], left: int = 1, notes: Notes | None = None
-) -> str:
-    header, *rows = ([escape_markdown(cell) for cell in row] for row in [header, *rows])
-    lines = [escape_markdown(line) for line in notes.lines] if notes else []
-    return "\n\n".join([markdown_table(header, rows, left), *lines])
 
 
 def _plain(value: object) -> str:

@@ -12,22 +12,6 @@ from evaluation.table import markdown_table, read_json
 
 NUM_RESAMPLES = 1000
 TEST_SPLIT = "kermany test"
-INTRODUCTION = """\
-A small network beside each classifier (`modeling/outlier_cxr.py`) flags what is no chest X-ray, \
-and the model then gives no probability. It was taught with the training images and with images \
-drawn by a program (`training/outlier_images.py`); its threshold is the 99 % point of the \
-validation images under heavy alteration. An image half of which is of exactly one grey with its \
-neighbours is refused as a drawing. Flagged, with 95 % intervals over patients and, for other \
-images, over the software packages they were found in. Of all X-rays most are of the hospital that \
-the models were trained on: elsewhere more are refused. Kinds of drawn images and of alterations, \
-and the 99 %, were chosen after a look at what earlier detectors missed or refused among these \
-images, so those figures flatter; sets called *unseen* were collected after that, though before \
-the check for drawings and the 99 %, and come from six packages alone."""
-
-
-def outliers_section(folder: Path) -> str:
-    """What RESULTS.md says of the detectors; nothing where they were not measured."""
-    return f"{INTRODUCTION}\n\n{flagged_table(folder)}" if folder.is_dir() else ""
 
 
 def flagged_table(folder: str | Path) -> str:
@@ -55,6 +39,13 @@ def read_scores(folder: str | Path) -> list[dict]:
     """The rows of scores.csv."""
     with open(Path(folder) / "scores.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def unseen_packages(folder: Path) -> int:
+    """How many software packages the sets called unseen come from."""
+    if not folder.is_dir():
+        return 0
+    return len({row["cluster"] for row in read_scores(folder) if row["set"].startswith("unseen")})
 
 
 def flagged_share(rows: list[dict], model: str, threshold: float, seed: int = 0) -> dict:

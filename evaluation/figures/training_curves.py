@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from evaluation.plots_style import COLORS, GREY, STYLE, WIDTH, legend_below, look, save
+from evaluation.figures.style import COLORS, GREY, STYLE, WIDTH, legend_below, look, save
 
 _COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_auroc")
 

@@ -1,4 +1,4 @@
-"""What the probabilities are worth: reliability, and how scores spread by class."""
+"""Reliability diagram: what the probabilities are worth."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,12 +7,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from evaluation.bootstrap import CONFIDENCE_LEVEL
-from evaluation.metrics import ECE_BINS, compute_metrics
-from evaluation.plots_style import (
+from evaluation.figures.style import (
     COLORS,
     GREY,
     MARKERS,
@@ -29,13 +27,10 @@ from evaluation.plots_style import (
     save,
     title_of,
 )
+from evaluation.metrics import ECE_BINS
 from evaluation.predictions import Predictions
 
 Z = 1.959964  # the standard normal's 97.5 % quantile
-# Decades from 0 and 1 that get a tick, and the log-odds at which an axis ends at the latest.
-SCORE_DECADES = (1, 2, 4, 6)
-MAX_LOG_ODDS = 13.816  # p = 1 - 10^-6
-SCORE_BINS = 40
 
 
 class Reliability(NamedTuple):
@@ -82,7 +77,7 @@ def reliability_bins(
 
 @matplotlib.rc_context(STYLE)
 def plot_reliability(
-    models: dict[str, Predictions], path: str | Path, num_resamples: int = 2000, seed: int = 0
+    models: dict[str, Predictions], metrics: dict[str, dict], path: str | Path
 ) -> None:
     """Share of positives against predicted probability, over a histogram of the predictions.
 
@@ -91,8 +86,7 @@ def plot_reliability(
     ECE and the 95 % interval of the error without the ECE's upward bias, which may lie below it.
 
     Args:
-        num_resamples: of the interval; the same number and seed as in `compute_metrics` give the
-            same interval.
+        metrics: name -> what `compute_metrics` gives for the model.
 
     Raises:
         ValueError: no model, models of different classes, or `path` not ending in .png.
@@ -118,50 +112,12 @@ def plot_reliability(
         count_axes.set_xlabel(f"Predicted p({column[0].name})")
         curve_axes.set_title(title_of("Reliability", models))
     entries = {}
-    for k, (name, predictions) in enumerate(models.items()):
+    for k, name in enumerate(models):
         if single:
-            ece = compute_metrics(predictions, num_resamples, seed)["ece"]
-            name = f"{name}: {metric_text(ece)}"
+            name += f": {metric_text(metrics[name]['ece'])}"
         entries[name] = Line2D([], [], **look(k), marker=MARKERS[k % len(MARKERS)], markersize=5)
     title = f"ECE [{CONFIDENCE_LEVEL * 100:.0f} % CI of the true error]" if single else None
     legend_below(figure, title=title, entries=entries)
-    save(figure, path)
-
-
-@matplotlib.rc_context(STYLE)
-def plot_scores(predictions: Predictions, path: str | Path) -> None:
-    """How the images of a class, and those without it, spread over its predicted probability.
-
-    Histograms on a log-odds scale, each of its own total; the outermost bins hold what lies
-    beyond. A panel a class (binary: one). The vertical line is the operating threshold, which a
-    multi-class task has not.
-
-    Raises:
-        ValueError: `path` does not end in .png.
-        OSError: a file cannot be written.
-    """
-    series = class_series(predictions)
-    single = is_binary(predictions)
-    figure, stacks = grid_of_panels(len(series), (3.6 if single else 2.3,))
-    for (axes,), one in zip(stacks, series):
-        _draw_scores(axes, one, small=not single)
-        axes.set(xlabel="Probability", ylabel="Share of group (%)" if single else "Share (%)")
-        axes.set_title(one.name)
-    groups = ("without the class", "with the class")
-    if single:
-        positive = series[0].positive
-        axes.set_title(title_of("Scores by class", {"": predictions}))
-        axes.set_xlabel(f"Predicted p({series[0].name}), log-odds scale")
-        groups = [
-            f"{name} (n = {count})"
-            for name, count in zip(predictions.class_names, ((~positive).sum(), positive.sum()))
-        ]
-    entries = {group: Patch(**_fill(k)) for k, group in enumerate(groups)}
-    threshold = series[0].threshold
-    if threshold is not None:
-        label = f"Operating threshold {threshold:.3g}" if single else "Operating threshold"
-        entries[label] = Line2D([], [], color="black", linewidth=1)
-    legend_below(figure, entries=entries)
     save(figure, path)
 
 
@@ -178,32 +134,3 @@ def _draw_reliability(curve_axes: Axes, count_axes: Axes, k: int, one: Series) -
     counts[np.round(bins.edges * ECE_BINS).astype(int)] = bins.count
     edges = np.linspace(0, 1, ECE_BINS + 1)
     count_axes.stairs(counts, edges, color=color, linestyle=look(k)["linestyle"], linewidth=1.3)
-
-
-def _draw_scores(axes: Axes, one: Series, small: bool) -> None:
-    end = min(MAX_LOG_ODDS, max(3, np.abs(one.log_odds).max()))
-    edges = np.linspace(-end, end, SCORE_BINS + 1)
-    for k, group in enumerate((~one.positive, one.positive)):
-        scores = np.clip(one.log_odds[group], -end, end)
-        shares = 100 * np.histogram(scores, edges)[0] / max(1, group.sum())
-        axes.stairs(shares, edges, fill=True, **_fill(k))
-    if one.threshold is not None and 0 < one.threshold < 1:
-        axes.axvline(_logit(one.threshold), color="black", linewidth=1)
-    decades = ((3,) if end > 7 else (1,)) if small else SCORE_DECADES
-    above = [1 - 10.0**-k for k in decades]
-    ticks = sorted([*(1 - p for p in above), 0.5, *above])
-    ticks = [p for p in ticks if abs(_logit(p)) <= end]
-    axes.set_xticks([_logit(p) for p in ticks], [f"{p:.6f}".rstrip("0") for p in ticks])
-    axes.set(xlim=(-end, end), ylim=(0, None))
-
-
-def _logit(p: float) -> float:
-    return float(np.log(p / (1 - p)))
-
-
-def _fill(k: int) -> dict:
-    """Two groups told apart by colour and, in grey, by a fill against a hatch."""
-    color = matplotlib.colors.to_rgb(COLORS[k])
-    # A browser applies the opacity of a filled hatch to its lines too: hatch on no fill at all.
-    face, hatch = ((*color, 0.55), None) if k == 0 else ("none", "////")
-    return {"facecolor": face, "edgecolor": color, "hatch": hatch, "linewidth": 1.2}

@@ -1,4 +1,6 @@
-"""Put the findings of reports on a model's card: `python -m evaluation.evidence MODEL REPORT...`.
+"""Put the findings of reports on a model's card.
+
+    python -m recipes.kermany.evidence MODEL REPORT...
 
 A report belongs to the model where it has the name of the model's folder.
 """
@@ -9,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.model_card import EVIDENCE_METRICS, write_model_card
+from evaluation.pages.model_card import EVIDENCE_METRICS, write_model_card
 from evaluation.predictions import write_text
 from evaluation.table import read_json
 

@@ -2,13 +2,17 @@
 
 import math
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from anyascii import anyascii
+from matplotlib import font_manager
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation
 
 from evaluation.metrics import format_metric, one_vs_rest
@@ -216,8 +220,27 @@ def legend_below(
     )
 
 
+def printable(text: str) -> str:
+    """`text` with what DejaVu Sans has no glyph for (Chinese, Devanagari, ...) in Latin letters.
+
+    That font comes with matplotlib; another one would make a figure depend on the machine.
+    """
+    drawn = _glyphs()
+    return "".join(c if ord(c) in drawn or c == "\n" else anyascii(c) for c in text)
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """The characters that DejaVu Sans has, plain as well as bold."""
+    files = (font_manager.findfont(f"DejaVu Sans:{weight}") for weight in ("regular", "bold"))
+    plain, bold = (set(font_manager.get_font(file).get_charmap()) for file in files)
+    return frozenset(plain & bold)
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write the PNG to `path` and the SVG beside it; equal figures give equal bytes.
+
+    Every text but tick labels, which their formatter makes anew, is made `printable`.
 
     Raises:
         ValueError: `path` does not end in .png.
@@ -226,6 +249,8 @@ def save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"figure path {str(path)!r} must end in .png; the SVG goes beside it.")
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
     # No version of a program and no date: the bytes are then a function of the figure alone.
     for file, metadata in (
         (path, {"Software": None}),

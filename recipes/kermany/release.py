@@ -1,4 +1,6 @@
-"""Take the best of several finished runs: `python -m training.release RUN... --output_dir DIR`.
+"""Take the best of several finished runs.
+
+    python -m recipes.kermany.release RUN... --output_dir DIR
 
 Best is the largest AUROC on the altered validation images that its operation was fitted on; no test
 figure is looked at.
@@ -10,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.evidence import card_id
-from evaluation.model_card import write_model_card
+from evaluation.pages.model_card import write_model_card
 from evaluation.table import read_json
+from recipes.kermany.evidence import card_id
 
 
 def choose_run(runs: Sequence[str | Path]) -> Path:
@@ -34,17 +36,23 @@ def choose_run(runs: Sequence[str | Path]) -> Path:
 def release(runs: Sequence[str | Path], output_dir: str | Path) -> Path:
     """Copy the chosen run, without its training checkpoints, and write its card anew.
 
+    What an earlier release left in `output_dir` is removed.
+
     Returns:
         The chosen run.
 
     Raises:
-        ValueError: see `choose_run`; no run.
+        ValueError: see `choose_run`; a folder there that holds no model, or is one of the runs.
         OSError: a file cannot be read or written.
     """
-    chosen = choose_run(runs)
-    shutil.copytree(
-        chosen, output_dir, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True
-    )
+    chosen, output_dir = choose_run(runs), Path(output_dir)
+    if output_dir.resolve() in [Path(run).resolve() for run in runs]:
+        raise ValueError(f"{output_dir} is one of the runs; name another --output_dir.")
+    if output_dir.exists() and not (output_dir / "config.json").is_file():
+        raise ValueError(f"{output_dir} holds no model to replace; name another --output_dir.")
+    if output_dir.exists():
+        shutil.rmtree(output_dir)
+    shutil.copytree(chosen, output_dir, ignore=shutil.ignore_patterns("checkpoints"))
     write_model_card(output_dir, card_id(output_dir))
     return chosen
 

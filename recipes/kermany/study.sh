@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The comparison of RESULTS.md, from the images to the page. What is finished is not done again.
 #
-#   recipes/comparison.sh DATA [OTHERS]
+#   recipes/kermany/study.sh DATA [OTHERS]
 #
 # DATA holds chest_xray/ (the Kaggle layout), kermany_extra/ (manifest.csv, lung_masks/) and
 # external/ (manifest.csv and what it lists). OTHERS, if given, holds images that are no chest X-ray,
@@ -49,7 +49,7 @@ kermany=(--dataset "$data/chest_xray")
 # Three seeds of each model, on a budget that all can have.
 for seed in 42 43 44; do
     for model in densenet121 baseline; do
-        train $runs/$model-$seed --config recipes/kermany-64px.yaml "${kermany[@]}" \
+        train $runs/$model-$seed --config recipes/kermany/64px.yaml "${kermany[@]}" \
             --model $model --seed $seed
     done
 done
@@ -57,11 +57,11 @@ keep seeds $runs/{densenet121,baseline}-4?
 
 # The search, on validation images: augmentation by the baseline at 64 pixels, and larger images.
 for strength in light medium strong; do
-    train runs/search/augment-$strength --config recipes/search-$strength.yaml "${kermany[@]}"
+    train runs/search/augment-$strength --config recipes/kermany/search-$strength.yaml "${kermany[@]}"
 done
 for model in densenet121 baseline; do
-    train runs/search/128px-$model --config recipes/kermany.yaml "${kermany[@]}" --model $model
-    train runs/search/two-stage-$model --config recipes/two-stage.yaml "${kermany[@]}" \
+    train runs/search/128px-$model --config recipes/kermany/128px.yaml "${kermany[@]}" --model $model
+    train runs/search/two-stage-$model --config recipes/kermany/two-stage.yaml "${kermany[@]}" \
         --model $runs/$model-42
 done
 keep search runs/search/*
@@ -83,7 +83,7 @@ keep leak $runs/split-by-image $runs/split-by-patient
 # The models that ship, and what is measured of them.
 for model in densenet121 baseline; do
     [ -d checkpoints/cxr-$model ] ||
-        "$bin/python" -m training.release $runs/$model-4? runs/search/128px-$model \
+        "$bin/python" -m recipes.kermany.release $runs/$model-4? runs/search/128px-$model \
             --output_dir checkpoints/cxr-$model
 done
 masks=(--dataset_options extra="$data/kermany_extra")
@@ -104,9 +104,9 @@ done
     "$bin/python" benchmarks/outliers.py "$data" "$2" $results/outliers "${checkpoints[@]}"
 
 for model in "${checkpoints[@]}"; do
-    "$bin/python" -m evaluation.evidence "$model" \
+    "$bin/python" -m recipes.kermany.evidence "$model" \
         $results/reports/{borders,corners,padded,lungs,only_lungs,no_lungs,shift} \
         $results/reports/{actualmed,covid_cxnet,openist}
 done
-"$bin/python" -m evaluation.results $results RESULTS.md
+"$bin/python" -m recipes.kermany.results $results RESULTS.md
 "$bin/python" -m evaluation.table "${checkpoints[@]}" --readme README.md --block kermany

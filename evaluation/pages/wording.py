@@ -1,18 +1,11 @@
-"""Words that the report and the model card share: escaped text, notes, the operating point."""
+"""Words that the report and the model card share: numbers, shares, the operating point."""
 
-import re
-from collections.abc import Sequence
-
-from evaluation.metrics import format_metric
+from collections.abc import Iterable, Sequence
 
 NOTICE = (
     "Research only, not a medical device. Do not use it for diagnosis, triage or any decision "
     "about a patient."
 )
-# Underscores inside a word are no Markdown, brackets only where something follows that links.
-_MARKUP = re.compile(r"([\\`*~]|\](?=[\[(:])|(?<![^\W_])_|_(?![^\W_]))")
-
-
 ECE_REMARK = (
     "The ECE errs upward in small samples; its interval is one of the true error, and may lie "
     "below the value."
@@ -23,32 +16,6 @@ POINTS = {
     "sensitivity_at_specificity": "Sensitivity at specificity {:.2f}",
     "specificity_at_sensitivity": "Specificity at sensitivity {:.2f}",
 }
-
-
-class Notes:
-    """Footnotes of one table: metrics as cells, and why one is undefined or has no interval."""
-
-    def __init__(self):
-        self.reasons: list[str] = []
-
-    def cell(self, entry: dict | None, signed: bool = False, remark: str = "") -> str:
-        """An entry of `compute_metrics` as text, "-" for None; `signed` shows a difference."""
-        if entry is None:
-            return "-"
-        text = difference(entry) if signed else format_metric({"low": None, **entry})
-        if entry.get("reason"):
-            missing = "" if entry["value"] is None else "no interval: "
-            text += self._mark(f"{missing}{entry['reason']}")
-        return text + self._mark(remark) if remark else text
-
-    def _mark(self, reason: str) -> str:
-        if reason not in self.reasons:
-            self.reasons.append(reason)
-        return f" (note {self.reasons.index(reason) + 1})"
-
-    @property
-    def lines(self) -> list[str]:
-        return [f"Note {k}: {reason}." for k, reason in enumerate(self.reasons, start=1)]
 
 
 def difference(entry: dict) -> str:
@@ -124,7 +91,13 @@ def describe_abstention(
     return f"a probability of {', '.join(rules)}"
 
 
-def escape_markdown(text: str) -> str:
-    """`text` on one line, its markup shown instead of followed; `markdown_table` does the pipes."""
-    text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return _MARKUP.sub(r"\\\1", text)
+def listed(names: Iterable[str]) -> str:
+    """Names as a part of a sentence."""
+    *head, last = names
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def plain(key: str) -> str:
+    """A key as the beginning of a title."""
+    text = key.replace("_", " ")
+    return text[:1].upper() + text[1:]

@@ -1,38 +1,34 @@
-"""What a report says, from the content of its files: sections of text, tables and figures.
+"""The report of a folder's files: `report.md`, and `report.html` made of it."""
 
-The blocks carry plain text; `evaluation.report` escapes and lays them out, once for each format.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from evaluation.metrics import METRIC_NAMES
-from evaluation.report_blocks import (
-    Code,
-    Column,
-    Gallery,
-    Picture,
-    Section,
-    Table,
-    class_metrics,
-    first_metrics,
-    place_figures,
-    plain,
-    tables_by_class,
-)
-from evaluation.saliency import MEASURES
-from evaluation.wording import (
+from evaluation.pages.gallery import gallery, names_in_figures, place_figures
+from evaluation.pages.html import render_page
+from evaluation.pages.markdown import Notes, code, escape, table
+from evaluation.pages.wording import (
     ECE_REMARK,
-    Notes,
+    NOTICE,
     describe_abstention,
     describe_calibration,
     describe_thresholds,
     difference,
     fixed_points,
+    listed,
     p_value,
-    percent,
+    plain,
     shares,
 )
+from evaluation.predictions import write_text
+from evaluation.saliency import MEASURES
+from evaluation.table import read_json
 
+MODEL_KEYS = ("id", "weights_sha256", "num_parameters", "operation", "metrics", "uncalibrated")
+CASE_KEYS = ("kind", "image_id", "truth", "probabilities", "images")
+DATASET_KEYS = ("name", "source", "split", "n", "patients", "classes", "fingerprint")
+MAX_SVG_BYTES = 500_000  # beyond it, a figure of many points is smaller as PNG
 AVERAGES = {
     "macro": "Mean over the classes (macro)",
     "micro": "All pairs of image and class together (micro)",
@@ -45,48 +41,89 @@ PRIOR_NAMES = {
 PROBABILITY_METRICS = ("brier", "ece", "ece_mass", "log_loss")
 
 
-def build_sections(report: dict, gallery: Sequence[dict], figures: dict[str, str]) -> list[Section]:
-    """The sections of a report, those without input left out.
+def write_report(folder: str | Path) -> None:
+    """Write `report.html` and `report.md` into a report folder, from the files in it.
+
+    Read are metrics.json and, where they are, gallery.json with its images and the figures/ (SVG
+    before PNG; a figure is placed by the words in its name, and none is left out). Sections without
+    input are left out. The page embeds every image, runs no script and asks for nothing outside it.
+
+    Raises:
+        ValueError: a file that is not JSON or lacks a key, or an image of an unknown type.
+        OSError: a file is missing, or the report cannot be written.
+    """
+    folder = Path(folder)
+    report = read_json(
+        folder / "metrics.json", ("title", "command", "dataset", "models"), "validate.py"
+    )
+    _require(report["dataset"], DATASET_KEYS, "dataset", folder)
+    if not report["models"]:
+        raise ValueError(f"{folder / 'metrics.json'} has no model; validate.py writes one or more.")
+    for name, model in report["models"].items():
+        _require(model, MODEL_KEYS, f"model {name!r}", folder)
+    cases = []
+    # Results that are passed on may leave the X-rays out.
+    if (folder / "gallery.json").is_file() and (folder / "gallery").is_dir():
+        cases = read_json(folder / "gallery.json", CASE_KEYS, "validate.py", many=True)
+    markdown = _markdown(report, cases, _figures(folder))
+    html = render_page(markdown, folder)
+    write_text(folder / "report.html", html)
+    write_text(folder / "report.md", markdown)
+
+
+def _require(content: dict, keys: tuple[str, ...], what: str, folder: Path) -> None:
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ValueError(f"{folder / 'metrics.json'}: {what} lacks {', '.join(missing)}.")
+
+
+def _figures(folder: Path) -> dict[str, str]:
+    """Name of each figure: its file below `folder`."""
+    paths = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
+    for path in sorted((folder / "figures").glob("*.svg")):
+        if path.stem not in paths or path.stat().st_size <= MAX_SVG_BYTES:
+            paths[path.stem] = path
+    return {stem: paths[stem].relative_to(folder).as_posix() for stem in sorted(paths)}
+
+
+def _markdown(report: dict, cases: Sequence[dict], figures: dict[str, str]) -> str:
+    """The page, sections without input left out.
 
     Args:
         report: metrics.json of a report folder.
-        gallery: gallery.json, empty where there is none.
+        cases: gallery.json, empty where there is none.
         figures: name (a word in it tells the section) and file of each; all appear, once.
     """
     data = report["dataset"]
+    variant = f", variant {data['variant']}" if data.get("variant") else ""
+    lead = (
+        f"{listed(report['models'])} on the split {data['split']} of {data['name']}{variant}: "
+        f"{data['n']:,} images of {data['patients']:,} patients, {_class_counts(data)}."
+    )
     pictures = place_figures(figures, f"{data['name']}, split {data['split']}")
-    parts = [
-        ("validated", "What was validated", _validated(report)),
+    sections = [
         ("results", "Results", _results(report)),
         ("comparison", "Comparison", _comparison(report)),
-        ("confusion", "Confusion matrices", _confusion(report)),
         ("discrimination", "ROC, precision and recall", []),
+        ("confusion", "Confusion matrices", _confusion(report)),
         ("calibration", "Calibration", _calibration(report)),
         ("operation", "Operating point", _operating_point(report)),
         ("abstention", "Abstention", _abstention(report)),
         ("subgroups", "Subgroups", _subgroups(report)),
         ("saliency", "Where the models look", _saliency(report)),
-        ("errors", "Errors and doubtful cases", _gallery(gallery)),
+        ("errors", "Errors and doubtful cases", gallery(cases)),
         ("figures", "Further figures", []),
-        ("recompute", "Compute it again", _recompute(report, bool(gallery))),
+        ("validated", "What was validated", _validated(report)),
+        ("recompute", "Compute it again", _recompute(report, bool(cases))),
     ]
-    sections = [
-        Section(name, title, blocks + pictures.get(name, [])) for name, title, blocks in parts
-    ]
-    return [section for section in sections if section.blocks]
+    parts = [f"# {escape(report['title'])}", escape(lead), f"**{NOTICE}**"]
+    for name, title, content in sections:
+        content = content + pictures.get(name, [])
+        parts += [f"## {title}", *content] if content else []
+    return "\n\n".join(parts) + "\n"
 
 
-def lead(report: dict) -> str:
-    """One sentence: which models, on what."""
-    data = report["dataset"]
-    variant = f", variant {data['variant']}" if data.get("variant") else ""
-    return (
-        f"{_listed(report['models'])} on the split {data['split']} of {data['name']}{variant}: "
-        f"{data['n']:,} images of {data['patients']:,} patients, {_class_counts(data)}."
-    )
-
-
-def _validated(report: dict) -> list:
+def _validated(report: dict) -> list[str]:
     data, models = report["dataset"], report["models"]
     facts = [["Data set", data["name"]], ["Source", data["source"]], ["Split", data["split"]]]
     facts += [["Variant", data["variant"]]] if data.get("variant") else []
@@ -114,17 +151,21 @@ def _validated(report: dict) -> list:
     ]
     rows.append(["Share of the classes in validation", *prevalence])
     metrics = fitted[0][1]
-    return [
-        Table("Data", ["Fact", "Value"], facts, words=True),
-        Table("Models", ["Fact", *models], rows, words=True),
+    fixed = [
         "Calibration, decision thresholds and abstention were fitted on each model's validation "
         "images (altered ones where its training_args.json has an operation_variant) and left as "
-        "they were. Intervals are 95 % intervals of a bootstrap over patients "
+        "they were."
+    ] * any(operation for operation, _ in fitted)
+    return [
+        table(["Fact", "Value"], facts, left=2, caption="Data"),
+        table(["Fact", *models], rows, left=1 + len(models), caption="Models"),
+        *fixed,
+        "Intervals are 95 % intervals of a bootstrap over patients "
         f"({metrics['num_resamples']:,} resamples, seed {metrics['seed']}).",
     ]
 
 
-def _results(report: dict) -> list:
+def _results(report: dict) -> list[str]:
     first = first_metrics(report)
     metrics = {name: model["metrics"] for name, model in report["models"].items()}
     binary = first["task"] == "binary"
@@ -138,10 +179,11 @@ def _results(report: dict) -> list:
         keys = ("auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "f1")
         columns = [Column(METRIC_NAMES[key], key) for key in keys]
         blocks += tables_by_class(report, "Each class against the rest", columns)
-    return [*blocks, ECE_REMARK]
+    names = [*report["models"], *first["class_names"]]
+    return [*blocks, ECE_REMARK, *names_in_figures(names)]
 
 
-def _side_by_side(caption: str, titles: dict[str, str], models: dict[str, dict]) -> list[Table]:
+def _side_by_side(caption: str, titles: dict[str, str], models: dict[str, dict]) -> list[str]:
     """A row a title whose entry any model has, a column a model; nothing without rows."""
     notes = Notes()
     rows = [
@@ -149,16 +191,17 @@ def _side_by_side(caption: str, titles: dict[str, str], models: dict[str, dict])
         for key, title in titles.items()
         if any(key in entries for entries in models.values())
     ]
-    return [Table(caption, ["Metric", *models], rows, notes.lines)] if rows else []
+    header = ["Metric", *models]
+    return [table(header, rows, notes=notes, caption=caption)] if rows else []
 
 
-def _comparison(report: dict) -> list:
+def _comparison(report: dict) -> list[str]:
     blocks = []
     for pair in report.get("comparisons", []):
         a, b = pair["a"], pair["b"]
         notes, rows = Notes(), []
         tested = pair.get("classes", {"": pair})
-        blocks += [_delong_sentence(a, b, name, part) for name, part in tested.items()]
+        blocks += [escape(_delong_sentence(a, b, name, part)) for name, part in tested.items()]
         differences = {name: part["differences"] for name, part in tested.items()}
         averages = {plain(group): pair[group] for group in AVERAGES if group in pair}
         for name, found in {**averages, **differences}.items():
@@ -171,7 +214,7 @@ def _comparison(report: dict) -> list:
             f"Paired differences, {a} minus {b}, on the same {pair['n']:,} images of "
             f"{pair['patients']:,} patients [95 % interval]"
         )
-        blocks.append(Table(caption, ["Metric", "Difference"], rows, notes.lines))
+        blocks.append(table(["Metric", "Difference"], rows, notes=notes, caption=caption))
     if len(report.get("comparisons", [])) > 1:
         blocks.append("The p-values are not corrected for the number of comparisons.")
     if blocks:
@@ -202,7 +245,7 @@ def _delong_sentence(a: str, b: str, name: str, part: dict) -> str:
     return f"{text}; {better} ranks these images better."
 
 
-def _confusion(report: dict) -> list:
+def _confusion(report: dict) -> list[str]:
     models = report["models"]
     if first_metrics(report)["task"] == "multi_class":
         blocks = []
@@ -211,7 +254,7 @@ def _confusion(report: dict) -> list:
             names, counts = metrics["class_names"], metrics["confusion_matrix"]
             rows = [[truth, *map(str, row)] for truth, row in zip(names, counts)]
             header = ["True class", *(f"decided {k}" for k in names)]
-            blocks.append(Table(f"{name}: images", header, rows))
+            blocks.append(table(header, rows, caption=f"{name}: images"))
         return blocks
     cells = {"tp": "True positive", "fn": "False negative", "fp": "False positive"}
     cells["tn"] = "True negative"
@@ -219,7 +262,7 @@ def _confusion(report: dict) -> list:
     return tables_by_class(report, "Images by truth and decision", columns)
 
 
-def _calibration(report: dict) -> list:
+def _calibration(report: dict) -> list[str]:
     binary = first_metrics(report)["task"] == "binary"
     keys = PROBABILITY_METRICS if binary else ("brier", "ece")
     columns = []
@@ -239,7 +282,7 @@ def _calibration(report: dict) -> list:
         before, after = (model[key].get("log_loss") for key in ("uncalibrated", "metrics"))
         if before and after and after["value"] > before["value"]:
             blocks.append(
-                f"The calibration of {name} does harm here: the log loss rises from "
+                f"The calibration of {escape(name)} does harm here: the log loss rises from "
                 f"{before['value']:.3f} to {after['value']:.3f}. A calibration holds on images "
                 "like those that it was fitted on."
             )
@@ -253,7 +296,7 @@ def _calibration(report: dict) -> list:
     if rows:
         caption = "Probabilities moved to another share of the classes (prior correction)"
         header = ["Model", "Share taken", "Assumed", "Accuracy", "ECE"]
-        blocks.append(Table(caption, header, rows, notes.lines))
+        blocks.append(table(header, rows, notes=notes, caption=caption))
         blocks.append(
             "Prior correction weighs each class's probability by its assumed share over its share "
             "in validation; EM estimates the share from the scores alone (Saerens et al. "
@@ -262,7 +305,7 @@ def _calibration(report: dict) -> list:
     return blocks
 
 
-def _operating_point(report: dict) -> list:
+def _operating_point(report: dict) -> list[str]:
     first = first_metrics(report)
     columns = []
     if any((m["operation"] or {}).get("thresholds") for m in report["models"].values()):
@@ -275,13 +318,13 @@ def _operating_point(report: dict) -> list:
     return tables_by_class(report, "At the operating point and at fixed points", columns)
 
 
-def _abstention(report: dict) -> list:
+def _abstention(report: dict) -> list[str]:
     found = {name: m["abstention"] for name, m in report["models"].items() if m.get("abstention")}
     caption = "On the images that are decided, those inside the abstention band left out"
     return _side_by_side(caption, {"coverage": "Decided images", **METRIC_NAMES}, found)
 
 
-def _subgroups(report: dict) -> list:
+def _subgroups(report: dict) -> list[str]:
     blocks = []
     for name, model in report["models"].items():
         groups = model.get("subgroups") or []
@@ -297,11 +340,11 @@ def _subgroups(report: dict) -> list:
             rows.append([label, f"{group['n']:,}", f"{group['patients']:,}", *cells])
         if rows:
             header = ["Subgroup", "Images", "Patients", *(METRIC_NAMES[key] for key in keys)]
-            blocks.append(Table(f"{name} by subgroup", header, rows, notes.lines))
+            blocks.append(table(header, rows, notes=notes, caption=f"{name} by subgroup"))
     return blocks
 
 
-def _saliency(report: dict) -> list:
+def _saliency(report: dict) -> list[str]:
     found = {name: m["saliency"] for name, m in report["models"].items() if m.get("saliency")}
     caption = "Grad-CAM heatmaps, mean over the images where a measure is defined [95 % interval]"
     blocks = _side_by_side(caption, MEASURES, found)
@@ -318,9 +361,10 @@ def _saliency(report: dict) -> list:
             if key in pair
         ]
         caption = f"{pair['a']} minus {pair['b']}, image by image [95 % interval]"
-        blocks.append(Table(caption, ["Measure", "Difference"], rows, notes.lines))
+        blocks.append(table(["Measure", "Difference"], rows, notes=notes, caption=caption))
         if "energy_in_lungs" in pair:
-            blocks.append(_saliency_sentence(pair["a"], pair["b"], pair["energy_in_lungs"]))
+            text = _saliency_sentence(pair["a"], pair["b"], pair["energy_in_lungs"])
+            blocks.append(escape(text))
     return blocks
 
 
@@ -334,34 +378,15 @@ def _saliency_sentence(a: str, b: str, entry: dict) -> str:
     return f"{text} {'Yes' if entry['value'] > 0 else 'No, less'}: {size}."
 
 
-def _gallery(gallery: Sequence[dict]) -> list:
-    kinds = {}
-    for case in gallery:
-        lines = [f"Truth: {case['truth']}"]
-        for name, probabilities in case["probabilities"].items():
-            top = sorted(probabilities.items(), key=lambda pair: -pair[1])[:3]
-            text = ", ".join(f"{label} {percent(p)}" for label, p in top)
-            lines.append(f"{name}: {text}" + (" (wrong)" if name in case.get("wrong", ()) else ""))
-        models = _listed(case["probabilities"])
-        alt = f"X-ray {case['image_id']} and the Grad-CAM heatmaps of {models}"
-        picture = Picture(case["image_id"], case["images"], alt, lines)
-        kinds.setdefault(case["kind"], []).append(picture)
-    titles = {
-        "confident mistake": "Most confident mistakes",
-        "least certain": "Least certain cases",
-    }
-    return [Gallery(titles.get(kind, plain(kind)), found) for kind, found in kinds.items()]
-
-
-def _recompute(report: dict, has_gallery: bool) -> list:
+def _recompute(report: dict, has_gallery: bool) -> list[str]:
     text = (
         "predictions.csv holds the truth and the logits of every image, context.json what was "
         "fitted on validation. Metrics, intervals, comparisons and curves follow from these two:"
     )
-    blocks = [text, Code("python validate.py --rescore predictions.csv --output_dir rescored")]
+    blocks = [text, code("python validate.py --rescore predictions.csv --output_dir rescored")]
     if not has_gallery:
         blocks.append("There is no gallery of errors: it needs the images and the models.")
-    return [*blocks, "This report was made by:", Code(report["command"])]
+    return [*blocks, "This report was made by:", code(report["command"])]
 
 
 def _class_counts(data: dict) -> str:
@@ -374,6 +399,53 @@ def _fact(value: str | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+class Column(NamedTuple):
+    """A number of a class's metrics: `key`, at `point` of it; `source` is a key of the model."""
+
+    title: str
+    key: str
+    point: str | None = None
+    source: str = "metrics"
+
+    def cell(self, model: dict, name: str, notes: Notes) -> str:
+        entry = class_metrics(model[self.source])[name].get(self.key)
+        if self.point is not None and entry is not None:
+            entry = entry.get(self.point)
+        return f"{entry:,}" if isinstance(entry, int) else notes.cell(entry)
+
+
+def tables_by_class(report: dict, caption: str, columns: Sequence[Column]) -> list[str]:
+    """Two classes: one table, a column a model. Else a table a model, its classes as rows."""
+    models, first = report["models"], first_metrics(report)
+    if not columns:
+        return []
+    if first["task"] == "binary":
+        notes = Notes()
+        rows = [
+            [
+                column.title,
+                *(column.cell(model, first["positive_class"], notes) for model in models.values()),
+            ]
+            for column in columns
+        ]
+        return [table(["Metric", *models], rows, notes=notes, caption=caption)]
+    tables = []
+    for title, model in models.items():
+        notes = Notes()
+        rows = [
+            [name, *(column.cell(model, name, notes) for column in columns)]
+            for name in class_metrics(model["metrics"])
+        ]
+        header = ["Class", *(column.title for column in columns)]
+        tables.append(table(header, rows, notes=notes, caption=f"{title}: {caption}"))
+    return tables
+
+
+def first_metrics(report: dict) -> dict:
+    return next(iter(report["models"].values()))["metrics"]
+
+
+def class_metrics(metrics: dict) -> dict[str, dict]:
+    if metrics["task"] == "binary":
+        return {metrics["positive_class"]: metrics}
+    return metrics["classes"]

@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from evaluation.figures.style import COLORS, STYLE, WIDTH, printable, save
 from evaluation.metrics import format_metric
-from evaluation.plots_style import COLORS, STYLE, WIDTH, save
 
 NAME_CHARACTERS = 24
 
@@ -33,7 +33,7 @@ def plot_forest(rows: Sequence[Row], path: str | Path, title: str, label: str) -
     """
     if not rows:
         raise ValueError(f"the forest plot {title!r} has no row; give at least one.")
-    names = ["\n".join(textwrap.wrap(_name(row), NAME_CHARACTERS)) for row in rows]
+    names = ["\n".join(textwrap.wrap(printable(_name(row)), NAME_CHARACTERS)) for row in rows]
     lines = max(name.count("\n") for name in names) + 1
     height = 1.0 + (0.12 + 0.15 * lines) * len(rows)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
