@@ -27,7 +27,6 @@ from datasets_scripts import (
     describe,
     label_sets,
     load_cxr_dataset,
-    make_variant,
     regroup,
 )
 from evaluation.calibration import fit_operation
@@ -99,6 +98,7 @@ def build_model(train, args):
         options["num_channels"] = args.num_channels
     model, processor = create_model(args.model, names, args.image_size, args.pretrained, **options)
     processor.geometry = args.geometry or processor.geometry
+    processor.correct = processor.correct and not args.no_corrections
     model.config.age_range = age_range(train)
     size, channels = processor.size["height"], processor.num_channels
     try:
@@ -162,13 +162,13 @@ def main(argv: list[str]) -> None:
         model, processor = build_model(dataset["train"], args)
         splits = decode_splits(dataset, processor, args.cache_dir, args.max_unreadable)
         if args.operation_variant:
-            altered = make_variant(dataset["validation"], args.operation_variant)
-            altered = DatasetDict({"operation": altered})
+            altered = DatasetDict({"operation": dataset["validation"]})
             splits |= decode_splits(
-                altered, processor, args.cache_dir, args.max_unreadable, correct=False
+                altered, processor, args.cache_dir, args.max_unreadable, args.operation_variant
             )
     told = recipe(args)
-    summary = summarize(dataset, told["dataset_path"] or told["dataset"])
+    noticed = {name: split.warnings for name, split in splits.items()}
+    summary = summarize(dataset, told["dataset_path"] or told["dataset"], noticed)
     # Before any training: ids that clash, a validation split without an AUROC to choose by, images
     # that no operation can be fitted on.
     for name, split in splits.items():

@@ -1,12 +1,13 @@
 """Chest X-ray sets from any source in one schema: `load_cxr_dataset(source, path, **options)`.
 
-A source is one module, `sources()` lists them. `make_variant` alters the images of a split, to see
-what a model keeps without its shortcuts.
+A source is one module, `sources()` lists them. `PERTURBATIONS` alter decoded images, to see what
+a model keeps without its shortcuts.
 """
 
 from datasets_scripts.labels import label_key
 from datasets_scripts.leaks import LeakError, check_leaks, describe, regroup
-from datasets_scripts.pixels import fingerprint, read_pixels
+from datasets_scripts.perturb import PERTURBATIONS
+from datasets_scripts.pixels import fingerprint, open_row, read_pixels
 from datasets_scripts.registry import (
     age_range,
     facts,
@@ -15,11 +16,10 @@ from datasets_scripts.registry import (
     sources,
 )
 from datasets_scripts.schema import class_names, content_hashes, label_sets
-from datasets_scripts.variants import VARIANTS, make_variant
 
 __all__ = [
     "LeakError",
-    "VARIANTS",
+    "PERTURBATIONS",
     "age_range",
     "check_leaks",
     "class_names",
@@ -30,7 +30,7 @@ __all__ = [
     "label_key",
     "label_sets",
     "load_cxr_dataset",
-    "make_variant",
+    "open_row",
     "read_pixels",
     "regroup",
     "source_options",

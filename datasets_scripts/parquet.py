@@ -7,23 +7,28 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, DatasetInfo, Image, load_dataset
+from datasets import Dataset, DatasetDict, DatasetInfo, load_dataset
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import HTTPError
-from PIL import Image as PillowImage
 from tqdm.auto import tqdm
 
 from datasets_scripts.leaks import check_leaks, describe
-from datasets_scripts.pixels import MAX_UNREADABLE, in_order, report_unreadable
+from datasets_scripts.pixels import (
+    MAX_UNREADABLE,
+    content,
+    in_order,
+    report_unreadable,
+    stored_rows,
+)
 from datasets_scripts.registry import known_sources, sources
 from datasets_scripts.schema import REQUIRED, Source, class_names, encoded_images
+from modeling.reading_cxr import open_image
 
 SHARD_BYTES = 400_000_000
 ROWS_AT_ONCE = 100
@@ -56,24 +61,19 @@ def load(path: str | Path) -> DatasetDict:
 
 
 def drop_unreadable(dataset: DatasetDict, max_unreadable: float = MAX_UNREADABLE) -> DatasetDict:
-    """The set without images that do not decode fully: one warning a split, ValueError beyond the
-    share.
-    """
+    """The set without unreadable images: one warning a split, ValueError beyond the share."""
 
     def problem(stored: Dataset, row: int) -> str | None:
-        image = stored[row]["image"]
         try:
-            content = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
-            with PillowImage.open(content) as opened:
-                opened.load()
-        except (ValueError, OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
+            open_image(content(stored[row]["image"]), correct=False)
+        except (ValueError, OSError) as error:
             return str(error)
         return None
 
     readable = {}
     with ThreadPoolExecutor() as pool:
         for split, part in dataset.items():
-            stored = part.select_columns(["image"]).cast_column("image", Image(decode=False))
+            stored = stored_rows(part.select_columns(["image"]))
             results = in_order(pool, partial(problem, stored), len(part))
             bar = tqdm(results, total=len(part), desc=f"checking {split}", unit="image")
             found = list(bar)

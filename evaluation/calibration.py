@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
@@ -142,10 +141,8 @@ def apply_operation(predictions: Predictions, operation: dict) -> Predictions:
 
 def abstained(predictions: Predictions, operation: dict) -> np.ndarray:
     """bool (N,), or (N, K) when multi-label: whether calibrated predictions lie in the band."""
-    probabilities = torch.from_numpy(predictions.probabilities)
-    multi_label = predictions.multi_label
-    decisions = decide(probabilities, operation["thresholds"], operation["abstention"], multi_label)
-    return decisions.numpy() == -1
+    thresholds, bands = operation["thresholds"], operation["abstention"]
+    return decide(predictions.probabilities, thresholds, bands, predictions.multi_label) == -1
 
 
 def adjust_prevalence(
@@ -275,8 +272,7 @@ def _calibrate(predictions: Predictions, calibration: dict) -> Predictions:
     logits, multi_label = predictions.logits, predictions.multi_label
     if not multi_label and logits.shape[1] == 2:
         logits = np.column_stack([np.zeros(len(logits)), predictions.log_odds[:, 1]])
-    calibrated = calibrate(torch.from_numpy(logits), calibration, multi_label)
-    return replace(predictions, logits=calibrated.numpy())
+    return replace(predictions, logits=calibrate(logits, calibration, multi_label))
 
 
 # -------------------------------------------------------------------------------------------- parts

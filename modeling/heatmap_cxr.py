@@ -18,7 +18,6 @@ CAM_METHODS = {
     "score_cam": "ScoreCAM",
     "layer_cam": "LayerCAM",
 }
-NO_MAPS = "This network has no feature maps with places in the image: there is no heatmap."
 
 # Heat 0, 1/4, 1/2, 3/4, 1: hues no X-ray has, red for the probabilities that matter.
 COLOURS = np.array([[255, 236, 110], [255, 196, 61], [250, 128, 30], [222, 45, 38], [165, 0, 60]])

@@ -1,31 +1,28 @@
 """Chest X-ray models that explain themselves."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.initialization import normal_, zeros_
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.utils import cached_file
 
-from .assessment_cxr import CxrAssessment, assess, table_row
+from .answers_cxr import NO_MAPS, CxrAnswer, answers, class_names, refusal
 from .calibration_cxr import calibrate, decide, to_probabilities
 from .configuration_cxr import CxrConfig
-from .heatmap_cxr import NO_MAPS, check_method, make_heatmaps
+from .heatmap_cxr import check_method, make_heatmaps
 from .image_cxr import CxrImage
 from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
 from .outlier_cxr import OutlierDetector
 from .pipeline_cxr import CxrImageClassificationPipeline
-
-MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 # --------------------------------------------------------------------------------- every family
 
@@ -361,13 +358,14 @@ class CxrClassifier(CxrPreTrainedModel):
                 handle.remove()
         return self.network.forward_head(features), kept[0]
 
+    @torch.no_grad()
     def assess(
         self,
         images: Sequence[CxrImage],
         processor: CxrImageProcessor,
         target: str | None = None,
         method: str | None = None,
-    ) -> list[CxrAssessment]:
+    ) -> list[CxrAnswer]:
         """What the model says of X-rays, in words and numbers that can be shown.
 
         Args:
@@ -381,40 +379,33 @@ class CxrClassifier(CxrPreTrainedModel):
         Raises:
             ValueError: no such class or method.
         """
-        return assess(self, images, processor, target, method)
-
-    def table_row(
-        self, file: str, assessment: CxrAssessment | None = None, error: str | None = None
-    ) -> dict[str, str | float | None]:
-        """A file's row in a table of predictions.
-
-        Args:
-            file: its name.
-            assessment: what `assess` says of it; None where it could not be read.
-            error: what went wrong with it, a sentence; None where nothing did.
-
-        Returns:
-            `file`; `status`: ok, uncertain (a human should read it), refused or error; `decision`
-            and `uncertain`: classes, joined by "; "; `probability_CLASS` and `logit_CLASS` of each
-            class and `outlier_score`: in the fewest digits that give the same float32, None where
-            there is none; `warnings`; `reason`: of a refusal or an error.
-        """
-        names = [self.config.id2label[index] for index in range(self.config.num_labels)]
-        return table_row(file, assessment or CxrAssessment(), error, names)
-
-    def version(self) -> str:
-        """The folder or Hub id that the model was loaded from, @, and the first 12 hex digits of
-        the SHA-256 of its configuration, preprocessing and weights there.
-
-        Raises:
-            OSError: a file is gone.
-        """
-        source = self.name_or_path
-        digest = hashlib.sha256()
-        for file in MODEL_FILES:
-            digest.update(Path(cached_file(source, file)).read_bytes())
-        name = Path(source).resolve().name if Path(source).is_dir() else source
-        return f"{name}@{digest.hexdigest()[:12]}"
+        config, names = self.config.to_dict(), class_names(self.config.to_dict())
+        if target is not None and target not in names:
+            raise ValueError(f"{target!r} is not a class of this model; choose {', '.join(names)}.")
+        if method is not None:
+            check_method(method)
+        pixels = np.stack([processor.resize(image.pixels) for image in images])
+        pixel_values = processor.normalize(pixels).to(self.device, self.dtype)
+        outputs, known = {}, range(len(images))
+        if self.outlier_detector is not None:
+            scores = self.outlier_detector(pixel_values).tolist()
+            threshold = config["outlier_threshold"]
+            outputs["outlier_score"] = scores
+            known = [k for k in known if refusal(scores[k], threshold, images[k].drawn) is None]
+        # The classifier is asked, and perhaps explained, about these alone.
+        outputs["logits"] = np.zeros((len(images), len(names)), np.float32)
+        if method is not None:
+            outputs["heatmaps"] = np.zeros((len(images), *pixels.shape[1:]), np.float32)
+        if len(known):
+            index = None if target is None else names.index(target)
+            inputs = pixel_values[list(known)]
+            output = self(inputs) if method is None else self.explain(inputs, index, method)
+            if method is not None and output.heatmaps is None:
+                outputs["heatmaps"] = [None] * len(images)
+            for name in outputs.keys() - {"outlier_score"}:
+                if output[name] is not None:
+                    outputs[name][known] = output[name].float().cpu().numpy()
+        return answers(outputs, images, config, target)
 
     def _scores(self, pixel_values, logits):
         scores = {"logits": logits, "probabilities": self.probabilities(logits)}

@@ -5,14 +5,14 @@ from huggingface_hub import get_session
 from transformers import ImageClassificationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .assessment_cxr import refusal
+from .answers_cxr import refusal
 
 
 class CxrImageClassificationPipeline(ImageClassificationPipeline):
     """Gives the image processor the file itself, and the caller calibrated probabilities.
 
     The parent class converts every image to 8-bit RGB first, which crushes 16-bit X-rays; here a
-    path, URL, PIL image or array reaches the one preprocessing path as it is.
+    path, URL, base64 text, PIL image or array reaches the one preprocessing path as it is.
 
     An answer is a list of `{"label", "score", "logit"}`, highest score first: the calibrated
     probability in [0, 1] and the raw logit. A model with an outlier detector adds `outlier`: True

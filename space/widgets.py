@@ -127,12 +127,6 @@ def _card(classifier, assessment, image):
         body = _two_classes(classifier, assessment)
     else:
         body = _many_classes(classifier, assessment)
-    if classifier.config.age_range and image.age is None and not assessment.refusal:
-        low, high = classifier.config.age_range
-        own.append(
-            f"The model was trained on people of {low:g} to {high:g} years, and the file does not "
-            "say how old this person is."
-        )
     return (
         f'<section class="card"><h2>{escape(classifier.name)}</h2>'
         f"{body}{_list(own, 'Before you believe it')}</section>"

@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from modeling import CxrImageClassificationPipeline, create_model
+from modeling.answers_cxr import NO_MAPS
 from modeling.configuration_cxr import FITTED
-from modeling.heatmap_cxr import CAM_METHODS, NO_MAPS
+from modeling.heatmap_cxr import CAM_METHODS
 from modeling.image_cxr import CxrImage
 from modeling.outlier_cxr import OutlierDetector
 from predict import predict

@@ -126,7 +126,7 @@ def test_a_drawing_is_refused_whatever_its_score(fitted, tmp_path):
         Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / f"{name}.png")
     # Once through the model, once through predict.py, which keeps small copies alone.
     images = [processor.open(tmp_path / name) for name in ("drawn.png", "grainy.png")]
-    rows = [row.assessment for row in predict([tmp_path], model, processor)]
+    rows = [row.answer for row in predict([tmp_path], model, processor)]
     for drawn, grainy in (model.assess(images, processor), rows):
         assert "of exactly one grey" in drawn.refusal and not drawn.probabilities
         assert grainy.refusal is None
@@ -171,7 +171,13 @@ def test_a_configuration_refuses_what_makes_no_sense(field, value, sentence):
 
 @pytest.mark.parametrize(
     ("age", "words"),
-    [(3, None), (None, None), (40, "of an adult"), (9, "of a child"), (0.1, "of a child")],
+    [
+        (3, None),
+        (None, "does not say how old"),
+        (40, "of an adult"),
+        (9, "of a child"),
+        (0.1, "of a child"),
+    ],
 )
 def test_an_age_the_model_was_not_trained_on_is_said(age, words):
     model, processor = create_model("baseline", ["A", "B"], 64, hidden_sizes=[8], age_range=[1, 5])

@@ -8,10 +8,10 @@ import yaml
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from datasets_scripts import VARIANTS, sources
+from datasets_scripts import PERTURBATIONS, sources
 from evaluation.operating_points import RULES
 from modeling.configuration_cxr import LOSSES
-from modeling.image_processing_cxr import GEOMETRIES
+from modeling.preprocessing_cxr import GEOMETRIES
 
 MANY = 10**9
 RANGES = {
@@ -90,6 +90,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--image_size", type=int, help="pixels a side; 224 if the model does not say")
     geometries = "pad keeps all, squash stretches, crop keeps the centre; pad if no model says"
     add("--geometry", choices=GEOMETRIES, help=geometries)
+    add("--no_corrections", action="store_true", help="leave negatives and frames as they are")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
     weights = "start from ImageNet weights: timm's on the Hub, or those in a file or folder"
     add("--pretrained", nargs="?", const=True, default=False, metavar="PATH", help=weights)
@@ -125,7 +126,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
     add("--target_sensitivity", type=float, default=0.95, help="for --threshold_rule sensitivity")
     add("--abstain_share", type=float, default=0.1, help="of images left to a human reader")
-    add("--operation_variant", choices=sorted(VARIANTS), help="fit on validation images so altered")
+    add("--operation_variant", choices=sorted(PERTURBATIONS), help="fit on images so altered")
 
     add = parser.add_argument_group("run").add_argument
     add("--half", action="store_true", help="store matrices and kernels as float16")

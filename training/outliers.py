@@ -71,7 +71,7 @@ def fit_outlier_detector(
         schedule.step()
     detector.eval()
     with torch.no_grad():
-        batches = torch.from_numpy(np.asarray(validation)).split(BATCH_SIZE)
+        batches = torch.from_numpy(np.array(validation)).split(BATCH_SIZE)
         scores = torch.cat([detector(processor.normalize(_vary(batch))) for batch in batches])
     return detector, scores.quantile(QUANTILE).item()
 

@@ -1,4 +1,4 @@
-"""Altered images, to the pixel: what is hidden, what stays, and one alteration an image."""
+"""Perturbed images, to the pixel: what is hidden, what stays, and one perturbation an image."""
 
 import io
 import logging
@@ -6,11 +6,13 @@ import logging
 import numpy as np
 import pytest
 from datasets import Dataset, Image
+from dicom_files import dicom
 from PIL import Image as PillowImage
 
-from datasets_scripts import VARIANTS, load_cxr_dataset, make_variant
-from datasets_scripts.schema import encoded_images, make_features
-from modeling import CxrImageProcessor
+from datasets_scripts import PERTURBATIONS, load_cxr_dataset, open_row
+from datasets_scripts.perturb import drop_columns, select_rows
+from datasets_scripts.pixels import stored_rows
+from datasets_scripts.schema import make_features
 
 NOISE = np.random.default_rng(0).integers(1, 256, (50, 100), np.uint8)
 
@@ -40,9 +42,17 @@ def make_split(images, masks=None, sizes=None, ids=None):
     return Dataset.from_dict(columns, features=features)
 
 
+def perturbed(split, name, seed=0, correct=False):
+    """Pixels of all rows that have what is needed, each uint16 (h, w)."""
+    rows = stored_rows(select_rows(split, name))
+    return [open_row(row, correct, name, seed)[0].pixels for row in rows]
+
+
 def altered(name, image, mask=None, size=None, **options):
     split = make_split([image], mask is not None and [mask], size and [size])
-    return np.array(make_variant(split, name, **options)[0]["image"]).astype(int)
+    (pixels,) = perturbed(split, name, **options)
+    assert pixels.dtype == np.uint16
+    return pixels / 257  # 8 bits of 16
 
 
 def box_mask(top, bottom, left, right):
@@ -75,9 +85,10 @@ def test_no_lungs_hides_the_lungs_grown_by_two_hundredths_of_the_longer_side():
 
 
 def test_only_lungs_keeps_their_pixels_and_puts_their_mean_elsewhere():
-    expected = np.full(NOISE.shape, round(NOISE[8:32, 18:42].mean()))
+    expected = np.full(NOISE.shape, NOISE[8:32, 18:42].mean())
     expected[8:32, 18:42] = NOISE[8:32, 18:42]
-    assert np.array_equal(altered("only_lungs", NOISE, box_mask(10, 30, 20, 40)), expected)
+    result = altered("only_lungs", NOISE, box_mask(10, 30, 20, 40))
+    np.testing.assert_allclose(result, expected, atol=0.5 / 257)
 
 
 def test_only_lungs_and_no_lungs_are_complements():
@@ -89,8 +100,29 @@ def test_only_lungs_and_no_lungs_are_complements():
 
 def test_a_mask_of_another_size_is_stretched_over_its_image():
     mask = box_mask(10, 30, 20, 40)
-    small = mask[::2, ::2]
-    assert np.array_equal(altered("no_lungs", NOISE, small), altered("no_lungs", NOISE, mask))
+    large, large_mask = (np.repeat(np.repeat(image, 2, 0), 2, 1) for image in (NOISE, mask))
+    expected = altered("no_lungs", large, large_mask)
+    assert np.array_equal(altered("no_lungs", large, mask), expected)
+
+
+@pytest.mark.parametrize("value", [1, 2, 128, 255, 65535])
+def test_a_mask_may_write_its_inside_as_any_number(value):
+    mask = box_mask(10, 30, 20, 40)
+    numbered = np.where(mask, value, 0).astype(np.uint16 if value > 255 else np.uint8)
+    expected = altered("no_lungs", NOISE, mask)
+    assert np.array_equal(altered("no_lungs", NOISE, numbered), expected)
+
+
+def test_a_mask_is_cut_with_the_frame_around_its_image():
+    chest = np.random.default_rng(0).integers(100, 200, (300, 360), np.uint8)
+    mask = np.zeros_like(chest)
+    mask[100:200, 50:120] = 255
+    frame = ((60, 40), (90, 150))
+    canvas, canvas_mask = np.pad(chest, frame, constant_values=255), np.pad(mask, frame)
+    plain = perturbed(make_split([chest], [mask]), "no_lungs", correct=True)[0]
+    framed = perturbed(make_split([canvas], [canvas_mask]), "no_lungs", correct=True)[0]
+    assert plain.shape == chest.shape and not plain[100:200, 50:120].any()
+    assert np.array_equal(framed, plain)
 
 
 def test_lungs_cuts_their_box_and_a_margin_to_a_square():
@@ -195,20 +227,19 @@ def test_shift_turns_by_up_to_five_degrees():
 def test_an_image_is_altered_by_its_id_and_the_seed_alone(name):
     images = [np.roll(NOISE, row, 0) for row in range(4)]
     ids = [f"x{row}" for row in range(4)]
-    full = list(encoded_images(make_variant(make_split(images, ids=ids), name)))
+    full = perturbed(make_split(images, ids=ids), name)
     other = make_split(images[::-1], ids=ids[::-1]).select([2, 0])
-    assert list(encoded_images(make_variant(other, name))) == [full[1], full[3]]
-    again = list(encoded_images(make_variant(make_split(images, ids=ids), name, seed=1)))
-    assert not set(again) & set(full)
-    same = make_variant(make_split([NOISE, NOISE]), name)
-    assert len(set(encoded_images(same))) == 2
+    assert np.array_equal(perturbed(other, name), [full[1], full[3]])
+    again = perturbed(make_split(images, ids=ids), name, seed=1)
+    assert not any(np.array_equal(one, two) for one, two in zip(again, full))
+    assert not np.array_equal(*perturbed(make_split([NOISE, NOISE]), name))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", PERTURBATIONS)
 def test_rows_and_columns_stay_but_what_no_longer_fits(name):
     masks = [box_mask(10, 30, 20, 40), None, box_mask(0, 0, 0, 0), box_mask(1, 9, 1, 9)]
     split = make_split([NOISE] * 4, masks, [(200, 100), (200, 100), (None, 5), (100, 200)])
-    result = make_variant(split, name)
+    result = drop_columns(select_rows(split, name), name)
     kept = [0, 3] if "lungs" in name else [0, 1, 3] if name == "padded" else [0, 1, 2, 3]
     gone = ["lung_mask", "boxes"] if name in ("squashed", "padded", "lungs", "shift") else []
     if name in ("squashed", "padded", "lungs"):
@@ -220,72 +251,73 @@ def test_rows_and_columns_stay_but_what_no_longer_fits(name):
     if "lung_mask" in columns:
         stored = [part.cast_column("lung_mask", Image(decode=False)) for part in (result, split)]
         assert stored[0]["lung_mask"][:] == [stored[1]["lung_mask"][row] for row in kept]
-    assert all(image.startswith(b"\x89PNG") for image in encoded_images(result))
-    assert all(row["image"].mode == "L" for row in result)
 
 
 def test_a_warning_counts_the_rows_left_out(caplog):
     split = make_split([NOISE] * 3, [None, box_mask(1, 9, 1, 9), None])
     with caplog.at_level(logging.WARNING):
-        make_variant(split, "borders")
-        make_variant(split, "lungs")
+        select_rows(split, "borders")
+        select_rows(split, "lungs")
     assert [record.getMessage() for record in caplog.records] == [
-        "variant lungs leaves out 2 of 3 images without a lung mask"
+        "perturbation lungs leaves out 2 of 3 images without a lung mask"
     ]
 
 
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("lung", "unknown variant 'lung': use borders, corners"),
-        ("lungs", "variant 'lungs' needs a lung mask, which none of the 2 images has"),
-        ("padded", "variant 'padded' needs original_width and original_height, which none of the"),
+        ("lung", "unknown perturbation 'lung': use borders, corners"),
+        ("lungs", "'lungs' needs a lung mask, which none of the 2 images has"),
+        ("padded", "'padded' needs original_width and original_height, which none of the"),
     ],
 )
-def test_wrong_variants_are_one_sentence(name, message):
+def test_wrong_perturbations_are_one_sentence(name, message):
     with pytest.raises(ValueError, match=message):
-        make_variant(make_split([NOISE] * 2), name)
+        select_rows(make_split([NOISE] * 2), name)
 
 
-def test_a_damaged_image_is_named():
-    split = make_split([NOISE] * 2)
-    split = split.cast_column("image", Image(decode=False)).to_dict()
-    split["image"][1]["bytes"] = split["image"][1]["bytes"][:90]
-    split = Dataset.from_dict(split, features=make_split([NOISE]).features)
-    with pytest.raises(ValueError, match="image 1.png cannot be read .*: repair or remove it"):
-        make_variant(split, "borders")
+def test_a_damaged_mask_is_named():
+    split = make_split([NOISE] * 2, [box_mask(10, 30, 20, 40)] * 2)
+    columns = stored_rows(split).to_dict()
+    columns["lung_mask"][1]["bytes"] = b"no image"
+    split = Dataset.from_dict(columns, features=split.features)
+    with pytest.raises(ValueError, match="the lung mask of 1.png cannot be read .*; repair or"):
+        select_rows(split, "lungs")
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16", "1"])
-def test_every_kind_of_image_is_read_as_the_image_processor_reads_it(mode):
-    if mode == "I;16":
-        image = PillowImage.fromarray(NOISE.astype(np.uint16) * 16)  # 12 of 16 bits
-    else:
-        colours = np.stack([NOISE, np.roll(NOISE, 1, 0), np.roll(NOISE, 1, 1)], -1)
-        image = PillowImage.fromarray(colours).convert(mode)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    processor = CxrImageProcessor(64)
-    split = make_split([NOISE])
-    columns = split.cast_column("image", Image(decode=False)).to_dict()
-    columns["image"] = [{"path": None, "bytes": buffer.getvalue()}]
-    result = make_variant(Dataset.from_dict(columns, features=split.features), "corners")
-    ours = processor.load(next(encoded_images(result)))[10:40].astype(int)
-    expected = processor.load(buffer.getvalue())[10:40].astype(int)
-    assert np.abs(ours - expected).max() <= (129 if mode == "I;16" else 0)  # half of 1/255
+@pytest.mark.parametrize("name", ["corners", "shift", "no_lungs"])
+def test_dicom_files_of_twelve_bits_are_perturbed_as_they_are_read(name):
+    levels = np.kron(NOISE.astype(np.uint16), np.ones((2, 2), np.uint16)) * 16
+    split = make_split([NOISE], [box_mask(10, 30, 20, 40)])
+    columns = stored_rows(split).to_dict()
+    columns["image"] = [{"path": None, "bytes": dicom(levels, 12)}]
+    split = Dataset.from_dict(columns, features=split.features)
+    plain = open_row(stored_rows(split)[0], correct=False)[0].pixels
+    (pixels,) = perturbed(split, name)
+    assert pixels.shape == plain.shape == (100, 200) and not np.array_equal(pixels, plain)
+    if name != "shift":
+        hidden = pixels != plain
+        assert not pixels[hidden].any()
+        inside = np.s_[16:64, 36:84] if name == "no_lungs" else np.s_[20:80]
+        assert np.array_equal(pixels[inside], plain[inside]) == (name == "corners")
+
+
+def test_a_new_shape_replaces_the_original_one():
+    split = make_split([NOISE], [box_mask(10, 30, 20, 40)], [(300, 100)])
+    row = stored_rows(split)[0]
+    for name in PERTURBATIONS:
+        expected = None if name in ("squashed", "padded", "lungs") else (100, 300)
+        assert open_row(row, False, name)[1] == expected
+    assert open_row(row)[1] == (100, 300)
 
 
 def test_real_images_keep_what_is_not_hidden(cxr_data):
     extra = str(cxr_data / "kermany_extra")
     test = load_cxr_dataset("kermany", cxr_data / "chest_xray/test", extra=extra)["test"]
     part = test.select(range(0, 624, 39))
-    processor = CxrImageProcessor(224)
-    before = [processor.load(image) for image in encoded_images(part)]
+    before = [open_row(row)[0].pixels for row in stored_rows(part)]
     for name in ("borders", "corners", "only_lungs", "no_lungs"):
-        variant = make_variant(part, name)
-        assert variant["image_id"][:] == part["image_id"][:]
-        for row, image in enumerate(encoded_images(variant)):
-            pixels = processor.load(image, correct=False)
+        for row, pixels in enumerate(perturbed(part, name, correct=True)):
             lung = np.asarray(part[row]["lung_mask"]) > 0
             seen = {
                 "borders": np.s_[22:202, 22:202],
@@ -297,12 +329,10 @@ def test_real_images_keep_what_is_not_hidden(cxr_data):
             if name == "no_lungs":
                 assert not pixels[lung].any()
                 assert (pixels == before[row]).mean() > 0.3
-    shapes = zip(part["original_width"], part["original_height"], make_variant(part, "padded"))
-    for width, height, row in shapes:
-        rows = np.flatnonzero(np.asarray(row["image"]).any(1))
-        columns = np.flatnonzero(np.asarray(row["image"]).any(0))
-        assert row["image"].size == (224, 224)
+    shapes = zip(part["original_width"], part["original_height"], perturbed(part, "padded"))
+    for width, height, pixels in shapes:
+        assert pixels.shape == (224, 224)
+        rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
         assert np.ptp(rows) + 1 <= round(224 * height / max(width, height))
         assert np.ptp(columns) + 1 <= round(224 * width / max(width, height))
-    for row in make_variant(part, "lungs"):
-        assert row["image"].size == (224, 224)
+    assert {pixels.shape for pixels in perturbed(part, "lungs")} == {(224, 224)}
