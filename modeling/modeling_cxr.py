@@ -402,9 +402,8 @@ class CxrClassifier(CxrPreTrainedModel):
             output = self(inputs) if method is None else self.explain(inputs, index, method)
             if method is not None and output.heatmaps is None:
                 outputs["heatmaps"] = [None] * len(images)
-            for name in outputs.keys() - {"outlier_score"}:
-                if output[name] is not None:
-                    outputs[name][known] = output[name].float().cpu().numpy()
+            for name in (outputs.keys() & output.keys()) - {"outlier_score"}:
+                outputs[name][known] = output[name].float().cpu().numpy()
         return answers(outputs, images, config, target)
 
     def _scores(self, pixel_values, logits):
