@@ -131,7 +131,7 @@ def rename(
     """
     own = network.state_dict()
     if set(weights) == set(own):
-        return weights
+        weights = {key: weights[key] for key in own}
     for (ours, value), (theirs, stored) in zip(own.items(), weights.items()):
         same_role = ours.rpartition(".")[2] == theirs.rpartition(".")[2]
         if value.shape != stored.shape or not same_role:

@@ -318,6 +318,6 @@ def test_a_network_without_feature_maps_answers_without_a_heatmap(name, tmp_path
     maps = tmp_path / "maps"
     with pytest.warns(UserWarning):
         (one,) = predict(tmp_path / "x.png", model, processor, method="grad_cam", heatmaps=maps)
-    row = to_row(one, model, {"method": "grad_cam"})
+    row = to_row(one, ["a", "b"], {"method": "grad_cam"})
     assert row["status"] == "ok" and NO_MAPS in row["warnings"]
     assert row["heatmap"] == row["explained"] == ""

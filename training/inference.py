@@ -2,14 +2,13 @@
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, tqdm
 from torch.utils.data import DataLoader
 
 from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor
 from training.data import PixelDataset
-from training.sampling import WeightedSampler
+from training.sampling import training_sampler
 
 
 def make_loader(split: PixelDataset, batch_size: int, seed: int | None = None) -> DataLoader:
@@ -19,20 +18,8 @@ def make_loader(split: PixelDataset, batch_size: int, seed: int | None = None) -
         seed: of a training split: shuffled, or drawn by its weights; a last batch of one image is
             left out. None keeps the order, and every image.
     """
-    weighted = seed is not None and split.weights is not None
-    sampler = WeightedSampler(split.weights, seed) if weighted else None
-    shuffle = seed is not None and not weighted
-    # Batch normalisation cannot train on one image where its maps have shrunk to one place. With
-    # several processes, Accelerate fills the last batch up.
-    alone = seed is not None and batch_size > 1 and len(split) % batch_size == 1
-    return DataLoader(
-        split,
-        batch_size,
-        shuffle=shuffle,
-        sampler=sampler,
-        collate_fn=lambda batch: batch,
-        drop_last=alone and PartialState().num_processes == 1,
-    )
+    sampler = None if seed is None else training_sampler(split, batch_size, seed)
+    return DataLoader(split, batch_size, sampler=sampler, collate_fn=lambda batch: batch)
 
 
 @torch.no_grad()
