@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast, tqdm
 from torch.utils.data import DataLoader
 
