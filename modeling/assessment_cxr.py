@@ -133,9 +133,14 @@ def _name_decisions(decision, names):
 
 
 def _age_warning(age, age_range):
-    if age is None or age_range is None:
+    if age_range is None:
         return ()
     low, high = age_range
+    if age is None:
+        return (
+            f"The model was trained on people of {low:g} to {high:g} years, and the file does not "
+            "say how old this person is.",
+        )
     if low <= age <= high:
         return ()
     who = "an adult" if age >= 18 else "a child"
