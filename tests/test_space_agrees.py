@@ -24,13 +24,13 @@ FILES = {
     "text.png": "Not an image file that can be read",
 }
 TEMPERATURE = 0.5
-THRESHOLD = 0.9  # what is more probable than not may still not be flagged
+THRESHOLD = 0.6  # a finding may be more probable than not and still not flagged
 REFUSED = ("hand.dcm", "text.png")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     options = {"age_range": [1, 5], "thresholds": [THRESHOLD]}
     options["calibration"] = {"method": "temperature", "temperature": TEMPERATURE}
     model, _ = create_model("baseline", CLASSES, image_size=64, hidden_sizes=[8, 8], **options)
@@ -131,7 +131,7 @@ def test_the_tab_of_many_says_the_same_of_each(page, files, predicted):
     page.wait_for_text("#progress", f"{len(FILES)} files by tiny:")
     rows = {row[0]: row[1:] for row in page.table("#table")}
     assert list(rows) == list(FILES)
-    decisions = {}
+    said = []
     for name, (status, decision, probability, remarks) in rows.items():
         row = predicted[name]
         assert status == row["status"]
@@ -140,10 +140,10 @@ def test_the_tab_of_many_says_the_same_of_each(page, files, predicted):
         if name not in REFUSED:
             p = float(row["probability_PNEUMONIA"])
             flagged = "Flagged" if p >= THRESHOLD else "Not flagged"
-            decisions[decision] = p
+            said.append(p)
             assert (decision, probability) == (f"{flagged} as PNEUMONIA", percent(p))
             assert f"{decision}, P(PNEUMONIA) {percent(p)}" in page.text("#contact-sheet")
-    assert len(decisions) == 2 and 0.5 < decisions["Not flagged as PNEUMONIA"] < THRESHOLD
+    assert max(said) >= THRESHOLD and any(0.5 < p < THRESHOLD for p in said)
 
 
 def test_a_long_name_is_not_broken_in_its_suffix(page, files, tmp_path):
