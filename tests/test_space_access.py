@@ -69,7 +69,7 @@ def served(tmp_path_factory):
     findings, _ = create_model("baseline", FINDINGS, **tiny, **multi)
     models = {"sure": sure, "unsure": unsure, "refusing": refusing, "findings": findings}
     saved = [save(model, folder / name, CARD).folder for name, model in models.items()]
-    with serve(tmp_path_factory.mktemp("served"), saved, OMP_NUM_THREADS="1") as served:
+    with serve(tmp_path_factory.mktemp("served"), saved) as served:
         yield served
 
 

@@ -87,7 +87,7 @@ def validated(folder, files, tmp_path_factory, run_python):
 
 @pytest.fixture(scope="module")
 def page(folder, tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("served"), [folder], OMP_NUM_THREADS="1") as served:
+    with serve(tmp_path_factory.mktemp("served"), [folder]) as served:
         page = Page(served.url, tmp_path_factory.mktemp("browser"), 1280, "light")
         yield page
         page.driver.quit()
