@@ -170,7 +170,7 @@ def serve(folder, model_ids=None, **env):
         )
     served = Served(f"http://127.0.0.1:{port}/", uploads, log, process)
     try:
-        for _ in range(1800):
+        for _ in range(6000):
             assert process.poll() is None, log.read_text()
             try:
                 urllib.request.urlopen(served.url).close()
@@ -178,7 +178,7 @@ def serve(folder, model_ids=None, **env):
             except OSError:
                 time.sleep(0.1)
         else:
-            pytest.fail(f"the Space does not answer after three minutes: {log.read_text()}")
+            pytest.fail(f"the Space does not answer after ten minutes: {log.read_text()}")
         yield served
     finally:
         process.send_signal(signal.SIGTERM)
