@@ -1,11 +1,12 @@
-# make demo: train both models on phantoms and compare them.   make test: the whole test suite.
+# make demo: train both models on phantoms and compare them.
+# make test: the test suite, in at most 20 minutes on two cores.   make test-slow: what takes longer.
 PYTHON ?= python3
 BIN := .venv/bin
 MODELS := baseline densenet121
 # accelerate launch gives each process one thread unless it is told otherwise.
 THREADS := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: demo test
+.PHONY: demo test test-slow
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -20,8 +21,12 @@ demo: .venv/installed
 	@echo 'Load it:  model = AutoModel.from_pretrained("runs/demo/densenet121", trust_remote_code=True)'
 	@echo 'See it:   MODEL_ID=runs/demo/densenet121,runs/demo/baseline $(BIN)/python space/app.py'
 
+# A file's tests share models, servers and browsers, so they stay in one process.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -51,11 +51,13 @@ class Row(NamedTuple):
 
     Attributes:
         cells: the row of `predict.py`'s table; None where there is no number.
+        decision: see `Classifier.decision`; empty where there is no answer.
         thumbnail: a JPEG's bytes, the X-ray under its heatmap; None if it could not be read.
     """
 
     cells: dict
-    thumbnail: bytes | None
+    decision: str = ""
+    thumbnail: bytes | None = None
 
 
 def read_uploads(uploads: list[tuple[str, str]]) -> Iterator[Entry]:
@@ -165,22 +167,22 @@ def assess_entries(classifier, entries: Iterator[Entry], thumbnails: bool = Fals
     for entry in entries:
         if time.monotonic() > deadline:
             reason = f"{MAX_SECONDS // 60} minutes are over; send this and what follows again."
-            yield Row(classifier.row(entry.name, error=reason), None)
+            yield Row(classifier.row(entry.name, error=reason))
             return
         yield _assess(classifier, entry, thumbnails)
 
 
 def _assess(classifier, entry, thumbnails):
     if entry.error:
-        return Row(classifier.row(entry.name, error=entry.error), None)
+        return Row(classifier.row(entry.name, error=entry.error))
     try:
         image = classifier.processor.open(entry.content)
     except ValueError as error:
-        return Row(classifier.row(entry.name, error=_own_words(error)), None)
+        return Row(classifier.row(entry.name, error=_own_words(error)))
     method = "grad_cam" if thumbnails else None
     assessment = classifier.assess(image, classifier.finding, method)
     thumbnail = _thumbnail(classifier, image, assessment) if thumbnails else None
-    return Row(classifier.row(entry.name, assessment), thumbnail)
+    return Row(classifier.row(entry.name, assessment), classifier.decision(assessment), thumbnail)
 
 
 def _own_words(error):

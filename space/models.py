@@ -109,6 +109,24 @@ class Classifier:
             model = copy.deepcopy(self.model)  # its hooks are in nobody's way
         return model.assess([image], self.processor, target, method)[0]
 
+    def decision(self, assessment) -> str:
+        """What the model decided, for a reader; empty where it refused.
+
+        Of a finding it is said whether the model flags it: a class below the operating point may
+        still be the more probable one.
+        """
+        if assessment.refusal:
+            return ""
+        if self.finding is None:
+            parts = [", ".join(assessment.decided)]
+            if assessment.uncertain:
+                parts.append(f"uncertain: {', '.join(assessment.uncertain)}")
+            return "; ".join(filter(None, parts)) or "None of its classes"
+        if assessment.uncertain:
+            return "Uncertain"
+        flagged = "Flagged" if self.finding in assessment.decided else "Not flagged"
+        return f"{flagged} as {self.finding}"
+
     def row(self, name: str, assessment=None, error: str | None = None) -> dict:
         """The row that `predict.py` writes for a file, of an assessment or of an error."""
         return self._table_row(name, assessment, error, self.classes) | {"model": self.version}

@@ -170,7 +170,7 @@ def serve(folder, model_ids=None, **env):
         )
     served = Served(f"http://127.0.0.1:{port}/", uploads, log, process)
     try:
-        for _ in range(600):
+        for _ in range(6000):
             assert process.poll() is None, log.read_text()
             try:
                 urllib.request.urlopen(served.url).close()
@@ -178,7 +178,7 @@ def serve(folder, model_ids=None, **env):
             except OSError:
                 time.sleep(0.1)
         else:
-            pytest.fail(f"the Space does not answer after a minute: {log.read_text()}")
+            pytest.fail(f"the Space does not answer after ten minutes: {log.read_text()}")
         yield served
     finally:
         process.send_signal(signal.SIGTERM)
@@ -226,10 +226,19 @@ class Page:
     def text(self, selector):
         return " ".join(" ".join(element.text for element in self.all(selector)).split())
 
-    def wait(self, condition, seconds=20):
+    def table(self, selector):
+        """The texts of a table's cells, a list a row."""
+        return self.script(
+            """const text = (cell) => cell.textContent.replaceAll("\\u00a0", " ").trim();
+            return [...document.querySelectorAll(`${arguments[0]} tbody tr`)].map(
+                (row) => [...row.cells].map(text));""",
+            selector,
+        )
+
+    def wait(self, condition, seconds=60):
         return WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(lambda _: condition())
 
-    def wait_for_text(self, selector, text, seconds=20):
+    def wait_for_text(self, selector, text, seconds=60):
         self.wait(lambda: text in self.text(selector), seconds)
 
     def script(self, code, *arguments):

@@ -1,7 +1,6 @@
 """Metrics against scikit-learn, and what a sample leaves undefined."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -293,20 +292,3 @@ def test_what_metrics_cannot_score_never_becomes_predictions(change):
     }
     with pytest.raises(ValueError):
         Predictions(**columns | change, class_names=("N", "P"), split="test")
-
-
-def test_two_thousand_resamples_take_a_fraction_of_a_plain_loops_time():
-    predictions = binary(624)
-
-    def seconds(work):
-        times = []
-        for _ in range(2):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    scores = predictions.log_odds[:, 1]
-    once = seconds(lambda: [sk.roc_auc_score(predictions.labels, scores) for _ in range(40)]) / 40
-    # AUROC alone, in a loop, is slower than all metrics and their intervals together.
-    assert seconds(lambda: compute_metrics(predictions)) < 2000 * once

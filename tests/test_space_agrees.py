@@ -24,13 +24,14 @@ FILES = {
     "text.png": "Not an image file that can be read",
 }
 TEMPERATURE = 0.5
+THRESHOLD = 0.6  # a finding may be more probable than not and still not flagged
 REFUSED = ("hand.dcm", "text.png")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    options = {"age_range": [1, 5], "thresholds": [0.5]}
+    torch.manual_seed(3)
+    options = {"age_range": [1, 5], "thresholds": [THRESHOLD]}
     options["calibration"] = {"method": "temperature", "temperature": TEMPERATURE}
     model, _ = create_model("baseline", CLASSES, image_size=64, hidden_sizes=[8, 8], **options)
     model.network.get_classifier().weight.data.normal_()  # so that answers differ
@@ -86,7 +87,7 @@ def validated(folder, files, tmp_path_factory, run_python):
 
 @pytest.fixture(scope="module")
 def page(folder, tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("served"), [folder], OMP_NUM_THREADS="1") as served:
+    with serve(tmp_path_factory.mktemp("served"), [folder]) as served:
         page = Page(served.url, tmp_path_factory.mktemp("browser"), 1280, "light")
         yield page
         page.driver.quit()
@@ -120,3 +121,50 @@ def test_the_numbers_differ(predicted):
     answered = [row for name, row in predicted.items() if name not in REFUSED]
     shown = {percent(float(row["probability_PNEUMONIA"])) for row in answered}
     assert len(shown) == len(answered) == 5
+
+
+def test_the_tab_of_many_says_the_same_of_each(page, files, predicted):
+    page.tab("Many")
+    page.upload(*(files / name for name in FILES), zone="#files")
+    page.wait(lambda: len(page.all("#files .file-preview tr")) == len(FILES))
+    page.press("Read all files")
+    page.wait_for_text("#progress", f"{len(FILES)} files by tiny:")
+    rows = {row[0]: row[1:] for row in page.table("#table")}
+    assert list(rows) == list(FILES)
+    said = []
+    for name, (status, decision, probability, remarks) in rows.items():
+        row = predicted[name]
+        assert status == row["status"]
+        assert remarks.lower() == f"{row['reason']} {row['warnings']}".strip().lower()
+        assert (FILES[name] or "") in remarks
+        if name not in REFUSED:
+            p = float(row["probability_PNEUMONIA"])
+            flagged = "Flagged" if p >= THRESHOLD else "Not flagged"
+            said.append(p)
+            assert (decision, probability) == (f"{flagged} as PNEUMONIA", percent(p))
+            assert f"{decision}, P(PNEUMONIA) {percent(p)}" in page.text("#contact-sheet")
+    assert max(said) >= THRESHOLD and any(0.5 < p < THRESHOLD for p in said)
+
+
+def test_a_long_name_is_not_broken_in_its_suffix(page, files, tmp_path):
+    names = [f"{'patient_0123456789_' * 6}{number}.png" for number in (1, 2)]
+    for name in names:
+        (tmp_path / name).write_bytes((files / "plain.png").read_bytes())
+    page.tab("Many")
+    page.upload(*(tmp_path / name for name in names), zone="#files")
+    page.wait(lambda: len(page.all("#files .file-preview tr")) == len(names))
+    page.press("Read all files")
+    page.wait_for_text("#progress", "2 files by tiny:")
+    assert [row[0] for row in page.table("#table")] == names
+    for place in ("#table th[scope=row]", "#contact-sheet figcaption"):
+        ends = page.all(f"{place} .file span:last-child")
+        assert [end.text for end in ends] == [name[-10:] for name in names]
+        for end in ends:  # on one line, and none of it cut off
+            boxes = page.script(
+                """const range = document.createRange();
+                range.selectNodeContents(arguments[0]);
+                const out = arguments[0].closest("th, figcaption").getBoundingClientRect();
+                return [...range.getClientRects()].map((box) => box.right <= out.right + 1);""",
+                end,
+            )
+            assert boxes == [True]

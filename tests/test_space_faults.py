@@ -48,7 +48,7 @@ def questions(folder):
 
 @pytest.fixture(scope="module")
 def served(folder, tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("served"), [folder], OMP_NUM_THREADS="1") as served:
+    with serve(tmp_path_factory.mktemp("served"), [folder]) as served:
         yield served
 
 
@@ -290,7 +290,7 @@ def test_models_gone_at_start_are_one_sentence(run_python, folder, tmp_path):
 
 def test_models_gone_while_running(folder, questions, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "models" / "tiny")
-    with serve(tmp_path, [copy], OMP_NUM_THREADS="1") as served:
+    with serve(tmp_path, [copy]) as served:
         shutil.rmtree(copy)
         check_well(served, questions)
 
@@ -316,7 +316,7 @@ def test_full_disk(folder, questions, tmp_path):
     disk, content = tmp_path / "disk", questions[0].content
     with (
         small_disk(disk, "4m"),
-        serve(tmp_path, [folder], OMP_NUM_THREADS="1", GRADIO_TEMP_DIR=str(disk)) as served,
+        serve(tmp_path, [folder], GRADIO_TEMP_DIR=str(disk)) as served,
         connect(served) as http,
     ):
         file = send(http, content)
@@ -353,7 +353,7 @@ def test_files_are_deleted_in_time_and_at_the_end(folder, questions, tmp_path, m
     monkeypatch.setattr(space_server, "SPACE", quick)
     temporary.mkdir()
     with (
-        serve(tmp_path, [folder], OMP_NUM_THREADS="1", TMPDIR=str(temporary)) as served,
+        serve(tmp_path, [folder], TMPDIR=str(temporary)) as served,
         connect(served) as http,
     ):
         (own,) = served.uploads.glob("cxr-*")

@@ -30,7 +30,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(folders, tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("served"), folders, OMP_NUM_THREADS="1") as served:
+    with serve(tmp_path_factory.mktemp("served"), folders) as served:
         yield served
 
 

@@ -136,9 +136,8 @@ def test_the_best_epoch_is_the_one_of_highest_validation_auroc(finished):
 def test_a_killed_run_resumes_to_the_same_bits(finished, train, tmp_path):
     folder = tmp_path / "killed"
     flags = [*FLAGS, "--output_dir", folder]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "train.py", *map(str, flags), "--cache_dir", str(tmp_path / "cache")]
-    process = subprocess.Popen(command, cwd=REPO, env=env, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL)
     checkpoint = folder / "checkpoints" / "step_00000005"
     while not checkpoint.exists():
         assert process.poll() is None

@@ -31,7 +31,6 @@ def validate(run_python, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def run(*flags, launch=(), env=None):
-        env = {"OMP_NUM_THREADS": "1", **(env or {})}
         args = [*launch, REPO / "validate.py", *flags]
         if "--rescore" not in flags:
             args += ["--cache_dir", cache]
