@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling import CxrImageProcessor, load_model
-from modeling.grad_cam_cxr import CAM_METHODS
+from modeling.heatmap_cxr import CAM_METHODS
 from modeling.image_cxr import CxrImage
 from modeling.modeling_cxr import CxrPreTrainedModel
 from prediction.files import check_paths, find_files

@@ -155,6 +155,12 @@ def open_report(folder: Path) -> None:
 
 def look(folder: Path, pairs: list[tuple[Subject, Predictions]], args: argparse.Namespace) -> None:
     """saliency.csv, randomization.json and the gallery of models at their operating points."""
+    blind = [subject.name for subject, _ in pairs if not subject.has_heatmaps()]
+    if blind:
+        logger.warning("No feature maps, and so no heatmaps, of %s.", ", ".join(blind))
+    pairs = [(subject, operated) for subject, operated in pairs if subject.name not in blind]
+    if not pairs:
+        return
     rows = [row for subject, operated in pairs for row in saliency_rows(subject, operated, args)]
     if rows:
         write_saliency(folder / "saliency.csv", rows)

@@ -1,6 +1,7 @@
 """Your own images: any `split/class/file` or `class/file` tree, with or without metadata files."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from datasets import DatasetDict
@@ -165,7 +166,12 @@ def _tree(root: Path, images: list[Path], options: dict) -> list[dict]:
 def _holds_set(folder: Path) -> bool:
     """Whether the folders in a folder are named like splits, or one like the negative class."""
     names = [child.name for child in subfolders(folder)]
-    return any(read_splits(names).values()) or any(map(is_negative, names))
+    return any(read_splits(names).values()) or _names_classes(names)
+
+
+def _names_classes(names: Iterable[str]) -> bool:
+    """Whether folders are named like classes, one of them the negative one; 0 may be a patient."""
+    return any(is_negative(name) and not name.isdecimal() for name in names)
 
 
 def _check_level(root: Path, folders: dict[Path, list[Path]], options: dict) -> None:
@@ -173,7 +179,7 @@ def _check_level(root: Path, folders: dict[Path, list[Path]], options: dict) -> 
     below = [{child.name for child in children} for children in folders.values()]
     if len(folders) < 2 or options.get("classes") or any(is_negative(f.name) for f in folders):
         return
-    classes = [any(is_negative(n) and not n.isdecimal() for n in names) for names in below]
+    classes = [_names_classes(names) for names in below]
     same = len(below[0]) > 1 and all(names == below[0] for names in below)
     if sum(classes) > 1 or (same and not options.get("patient_regex")):
         raise ValueError(

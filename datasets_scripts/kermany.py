@@ -24,12 +24,12 @@ from datasets_scripts.tables import file_inside, pixels_or_none, read_table
 CLASSES = ("NORMAL", "PNEUMONIA")
 SOURCE = Source(
     name="kermany",
-    title="D. Kermany, K. Zhang, M. Goldbaum, *Labeled Optical Coherence Tomography (OCT) and "
-    "Chest X-Ray Images for Classification*, Mendeley Data, 2018, doi:10.17632/rscbjbr9sj",
+    title="D. Kermany, K. Zhang, M. Goldbaum, Labeled Optical Coherence Tomography (OCT) and "
+    "Chest X-Ray Images for Classification, Mendeley Data, 2018, doi:10.17632/rscbjbr9sj",
     path_help="the chest_xray folder, its parent, one of its splits, or the zip as downloaded",
     classes=CLASSES,
-    citation="Kermany et al., *Identifying Medical Diagnoses and Treatable Diseases by Image-Based "
-    "Deep Learning*, Cell 172, 2018 ([doi](https://doi.org/10.1016/j.cell.2018.02.010))",
+    citation="Kermany et al., Identifying Medical Diagnoses and Treatable Diseases by Image-Based "
+    "Deep Learning, Cell 172, 2018, https://doi.org/10.1016/j.cell.2018.02.010",
     licence="cc-by-4.0",
     population="frontal X-rays of children aged 1 to 5 from routine care at one centre",
     limits=(

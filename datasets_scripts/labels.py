@@ -17,7 +17,7 @@ QUOTED = re.compile(r'"([^"]*)"|\'([^\']*)\'')
 NEGATIVE = re.compile(
     r"(?!no[nt] normal)"
     r"(normals?|healthy|controls?|neg|negatives?|benign|absent|absence|clear|unremarkable"
-    r"|no|none|false|0|(no|non|not|without) .+|normals? .+|.+ (normal|negative|neg)|.+-)"
+    r"|no|none|false|0|(no|non|not|without) \D.*|normals? .+|.+ (normal|negative|neg)|.+-)"
 )
 
 
@@ -110,6 +110,16 @@ def split_option(names: str | Sequence[str] | None) -> list[str]:
         return []
     parts = names if isinstance(names, list | tuple) else str(names).split(",")
     return [name for part in parts if (name := text_of(part))]
+
+
+def clean_order(order: Sequence[str], label_map: dict | str | None) -> list[str]:
+    """A source's own classes after the map; of those that differ in spelling alone, the first."""
+    renamed = parse_map(label_map)
+    names: dict[str, str] = {}
+    for name in order:
+        new = renamed.get(label_key(name), name)
+        names.setdefault(label_key(new), new)
+    return list(names.values())
 
 
 def clean_labels(

@@ -26,7 +26,7 @@ from datasets_scripts.pixels import (
     report_unreadable,
     stored_rows,
 )
-from datasets_scripts.registry import facts, find_source, sources
+from datasets_scripts.registry import known_sources, sources
 from datasets_scripts.schema import REQUIRED, Source, class_names, encoded_images
 from modeling.reading_cxr import open_image
 
@@ -110,11 +110,10 @@ def data_card(
     statement.
     """
     features = next(iter(dataset.values())).features
-    found = [find_source(name) for part in dataset.values() for name in part.unique("source")]
-    known = facts(dataset)
-    about = [] if source in [each["name"] for each in known] else [sources()[source].title]
-    about += [". ".join(filter(None, (each["title"], each["citation"]))) for each in known]
-    licences = {each.licence if each else None for each in found}
+    known, unknown = known_sources(dataset)
+    about = [] if sources()[source] in known else [sources()[source].title.format(path=path)]
+    about += [". ".join(filter(None, (one.title, one.citation))) for one in known]
+    licences = {None for _ in unknown} | {one.licence for one in known}
     licence = licences.pop() if len(licences) == 1 else None
     info = DatasetInfo(features=features, splits=SplitDict({info.name: info for info in infos}))
     info.download_size, info.dataset_size = stored, sum(info.num_bytes for info in infos)
@@ -132,7 +131,7 @@ def data_card(
 
 # Chest X-rays: {", ".join(names)}
 
-Source: {"; ".join(about).format(path=path)}.
+Source: {"; ".join(about)}.
 
 Licence: {licence or "not stated by the source"}.
 

@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,12 +15,6 @@ from datasets import Dataset, DatasetDict
 
 import datasets_scripts
 from datasets_scripts.schema import Source, assemble, check_usable
-
-# What a run copies into dataset.json of a source.
-FACTS = (
-    *("name", "title", "classes", "citation", "licence", "population", "limits", "out_of_scope"),
-    "ages",
-)
 
 
 @cache
@@ -154,15 +147,33 @@ def find_source(name: str) -> Source | None:
     )
 
 
-def facts(dataset: DatasetDict) -> list[dict]:
-    """What is known of each source of a set's images, ready for JSON: `FACTS`, each once.
+def known_sources(dataset: DatasetDict) -> tuple[list[Source], list[str]]:
+    """The sources of a set's images that something is known of, and the names of the others."""
+    names = dict.fromkeys(name for part in dataset.values() for name in part["source"])
+    found = {name: find_source(name) for name in names}
+    known = [source for source in found.values() if source and source.population]
+    return list(dict.fromkeys(known)), [name for name in found if found[name] not in known]
 
-    Sources without a population of their own, as a folder, are left out.
+
+def facts(dataset: DatasetDict) -> dict[str, str | list[str]]:
+    """What is known of the sources of a set's images, ready for JSON; empty where nothing is.
+
+    Returns:
+        `title`, `citation`, `licence` and `population`, joined over the sources, those that any
+        has; `limits` and `out_of_scope`, lists of sentences.
     """
-    names = {name: None for part in dataset.values() for name in part.unique("source")}
-    found = filter(None, map(find_source, names))
-    known = {source.name: source for source in found if source.population}
-    return [{key: asdict(source)[key] for key in FACTS} for source in known.values()]
+    known, unknown = known_sources(dataset)
+    if not known:
+        return {}
+    told: dict[str, str | list[str]] = {}
+    for key in ("title", "citation", "licence", "population"):
+        if texts := list(dict.fromkeys(filter(None, (getattr(one, key) for one in known)))):
+            told[key] = "; ".join(texts)
+    for key in ("limits", "out_of_scope"):
+        told[key] = [sentence for one in known for sentence in getattr(one, key)]
+    if unknown:
+        told["limits"].append(f"Nothing is recorded of the images of {', '.join(unknown)}.")
+    return told
 
 
 def age_range(dataset: Dataset) -> list[float] | None:

@@ -18,7 +18,7 @@ from datasets import (
 )
 
 from datasets_scripts.hashes import hash_images
-from datasets_scripts.labels import clean_labels, order_classes, split_option
+from datasets_scripts.labels import clean_labels, clean_order, order_classes, split_option
 from datasets_scripts.splits import complete_splits, group_ids
 
 logger = logging.getLogger(__name__)
@@ -46,15 +46,15 @@ RECORD = ("image", "label", "name", "path", "split", "patient_id", "source")
 class Source:
     """What is known of a source beside its images: a module of this package has one, as `SOURCE`.
 
-    A run copies it into dataset.json, and the model card reads it there.
+    A run copies it into dataset.json, and the model card reads it there. Texts are plain.
 
     Attributes:
         name: of the module, and of the images in the column `source`.
-        title: what it is, in Markdown; {path} stands for the path or Hub id that is given.
+        title: what it is; {path} stands for the path or Hub id that is given.
         path_help: what to give as path; empty where the source takes none.
         remote: the path is no file or folder of this machine.
         classes: in the order of their indices; empty where each set has its own.
-        citation: of the paper, in Markdown.
+        citation: of the paper.
         licence: its identifier on the Hub.
         population: who was imaged, where and how.
         limits, out_of_scope: sentences for the model card.
@@ -91,13 +91,16 @@ def make_features(
 
 def build(rows: list[dict], splits: list[str], features: Features) -> DatasetDict:
     """Rows, each with every column of `features`, put into the split named beside each."""
-    columns = {column: [row[column] for row in rows] for column in features}
-    return _in_splits(Dataset.from_dict(columns, features=features), splits)
-
-
-def _in_splits(table: Dataset, splits: list[str]) -> DatasetDict:
-    rows = {name: [row for row, split in enumerate(splits) if split == name] for name in SPLITS}
-    return DatasetDict({name: table.select(chosen) for name, chosen in rows.items() if chosen})
+    parts = {name: [row for row, split in zip(rows, splits) if split == name] for name in SPLITS}
+    return DatasetDict(
+        {
+            name: Dataset.from_dict(
+                {column: [row[column] for row in part] for column in features}, features=features
+            )
+            for name, part in parts.items()
+            if part
+        }
+    )
 
 
 def assemble(
@@ -152,7 +155,8 @@ def assemble(
         ValueError: an image has no label, options do not fit the data, too many identical images
             have two labels, or there are too few patients to split.
     """
-    ordered, given = split_option(classes), [record["label"] for record in records]
+    order, ordered = clean_order(order, label_map), split_option(classes)
+    given = [record["label"] for record in records]
     labels = clean_labels(given, ordered or order, label_map, name)
     for record, row in zip(records, labels):
         if not row and not multi_label and record["split"] != "unlabelled":
@@ -171,10 +175,8 @@ def assemble(
     unique = len({record["name"] for record in records}) == len(records)
     ids = [record["name"] if unique else record["path"] for record in records]
     if stored is None:
-        images = [record["image"] for record in records]
-        hashes = hash_images(
-            image if isinstance(image, str) else image["bytes"] for image in images
-        )
+        images = (record["image"] for record in records)
+        hashes = hash_images(one if isinstance(one, str) else one["bytes"] for one in images)
     else:
         hashes = content_hashes(stored)
     splits = [record["split"] for record in records]
@@ -196,25 +198,29 @@ def assemble(
     )
 
     optional = [column for column in records[0] if column not in RECORD]
-    kept = [] if stored is None else [name for name in stored.features if name != "image"]
-    features = make_features(known, multi_label, [*optional, *kept])
-    columns = {
-        **({"image": images} if stored is None else {}),
-        **(
-            {"labels": [list(row) for row in indices]}
-            if multi_label
-            else {"label": [row[0] if row else UNLABELLED for row in indices]}
-        ),
-        "image_id": ids,
-        "patient_id": patients,
-        "source": [record["source"] for record in records],
-        **{column: [record[column] for record in records] for column in optional},
-    }
-    written = Features({column: features[column] for column in columns})
-    table = Dataset.from_dict(columns, features=written)
-    if stored is not None:
-        table = concatenate_datasets([stored.cast_column("image", Image()), table], axis=1)
-    return _in_splits(table.select_columns(list(features)), splits)
+    features = make_features(known, multi_label, optional)
+    rows = [
+        {
+            "image": record.get("image"),
+            **({"labels": list(row)} if multi_label else {"label": row[0] if row else UNLABELLED}),
+            "image_id": image_id,
+            "patient_id": patient,
+            "source": record["source"],
+            **{column: record[column] for column in optional},
+        }
+        for record, row, image_id, patient in zip(records, indices, ids, patients)
+    ]
+    if stored is None:
+        return build(rows, splits, features)
+    del features["image"]
+    table = Dataset.from_dict(
+        {column: [row[column] for row in rows] for column in features}, features=features
+    )
+    table = concatenate_datasets([stored.cast_column("image", Image()), table], axis=1)
+    others = [column for column in stored.features if column != "image"]
+    table = table.select_columns(["image", *features, *others])
+    found = {name: [row for row, split in enumerate(splits) if split == name] for name in SPLITS}
+    return DatasetDict({name: table.select(chosen) for name, chosen in found.items() if chosen})
 
 
 def _patients(records: list[dict], patient_regex: str | None, name: str) -> list[str]:

@@ -42,26 +42,34 @@ def fit_operation(
 
     Returns:
         `calibration`: see `fit_calibration`. `thresholds`: one value on class 1 (binary), one a
-        class (multi-label), or None (more exclusive classes: the most probable is decided).
-        `abstention`: [low, high] for each threshold, or None. `prevalence`: share of each of the K
-        classes in the split.
+        class (multi-label), or None (more exclusive classes: the most probable is decided); 0.5 for
+        a class that all images have, or none. `abstention`: [low, high] for each threshold, or
+        None. `prevalence`: share of each of the K classes in the split, with half an image more of
+        each where one is absent.
 
     Raises:
         ValueError: what `fit_calibration`, `choose_threshold` and `abstention_band` refuse.
     """
     calibration = fit_calibration(predictions)
     truth = predictions.truth
+    shares = truth.mean(axis=0)
+    if shares.min() == 0 or shares.max() == 1:  # Bayes' rule needs odds to start from
+        kinds = 2 if predictions.multi_label else truth.shape[1]
+        shares = (truth.sum(axis=0) + 0.5) / (len(truth) + 0.5 * kinds)
     operation = {
         "calibration": calibration,
         "thresholds": None,
         "abstention": None,
-        "prevalence": truth.mean(axis=0).tolist(),
+        "prevalence": shares.tolist(),
     }
     if _is_multi_class(predictions):
         return operation
     log_odds = _reported(predictions, _calibrate(predictions, calibration).log_odds)
     columns = list(zip(_reported(predictions, truth).T, log_odds.T))
-    thresholds = [choose_threshold(positive, z, rule, target) for positive, z in columns]
+    thresholds = [
+        choose_threshold(positive, z, rule, target) if len(np.unique(positive)) == 2 else 0.5
+        for positive, z in columns
+    ]
     bands = [abstention_band(z, t, abstain_share) for (_, z), t in zip(columns, thresholds)]
     return operation | {"thresholds": thresholds, "abstention": bands if abstain_share else None}
 
@@ -87,17 +95,16 @@ def fit_calibration(predictions: Predictions) -> dict:
         has a map. Further `n`, and `log_loss`: {candidate: cross-validated mean}.
 
     Raises:
-        ValueError: a class with no image, or in a multi-label task one without an absence; one
-            patient only.
+        ValueError: no class that some images have and others lack; one patient only.
     """
     present = predictions.truth.sum(axis=0)
-    for count, kind in ((0, "no image"), (len(predictions.labels), "only images")):
-        if count in present:
-            name = predictions.class_names[np.argmax(present == count)]
-            raise ValueError(
-                f"split {predictions.split!r} has {kind} of {name}; calibration needs images with "
-                "and without each class."
-            )
+    if not ((0 < present) & (present < len(predictions.labels))).any():
+        kind = "no image" if 0 in present else "only images"
+        name = predictions.class_names[np.argmin(present)]
+        raise ValueError(
+            f"split {predictions.split!r} has {kind} of {name}; calibration needs images with and "
+            "without a class."
+        )
     folds = _patient_folds(predictions)
     fits = {"identity": _identity, "temperature": _fit_temperature}
     if not _is_multi_class(predictions):

@@ -92,7 +92,9 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
         for name, measures in summarize_saliency(rows, num_resamples, seed).items():
             report["models"][name]["saliency"] = measures
         report["saliency_comparisons"] = [
-            {"a": a, "b": b, **compare_saliency(rows, a, b, num_resamples, seed)} for a, b in pairs
+            {"a": a, "b": b, **compare_saliency(rows, a, b, num_resamples, seed)}
+            for a, b in pairs
+            if report["models"][a]["saliency"] and report["models"][b]["saliency"]
         ]
     for name, entries in stages.items():
         report["models"][name]["randomization"] = entries
@@ -106,7 +108,7 @@ def _check_names(names, described, looked_at):
     for name in names:
         if name not in described:
             raise ValueError(f"predictions.csv has the model {name!r}, context.json has not.")
-        if "/" in name or name.startswith("."):
+        if "/" in name:
             raise ValueError(f"the model name {name!r} cannot name a figure; leave out the slash.")
     if looked_at - set(names):
         other = sorted(looked_at - set(names))[0]

@@ -14,6 +14,7 @@ DRAWN = (
     "Large areas are of exactly one grey, as in drawings and on screens; heavy compression or an "
     "enlarged copy of an X-ray may also be the cause, so try its original file."
 )
+NO_MAPS = "This network has no feature maps with places in the image: there is no heatmap."
 NOT_FLAGGED = "not flagged"
 
 
@@ -84,7 +85,8 @@ def answers(
 
     Args:
         outputs: `logits`, float (B, K), and what there is of `outlier_score`, float (B,), and
-            `heatmaps`, float (B, H, W). The logits and heatmaps of refused images may be anything.
+            `heatmaps`, float (B, H, W), or a None each where the network has no feature maps. The
+            logits and heatmaps of refused images may be anything.
         images: what the network saw, as read.
         config: the fields of the model's config.json.
         target: the class that the heatmaps explain; None for the one of the highest logit.
@@ -117,7 +119,9 @@ def answers(
                 decided=decided,
                 uncertain=uncertain,
             )
-        if reason is None and heatmap is not None:
+        if reason is None and "heatmaps" in outputs and heatmap is None:
+            answer = replace(answer, warnings=(*warnings, NO_MAPS))
+        elif reason is None and heatmap is not None:
             explained = target or names[logits[row].argmax()]
             answer = replace(answer, explained=explained, heatmap=heatmap)
         found.append(answer)
@@ -137,7 +141,7 @@ def refusal(score: float | None, threshold: float | None, drawn: bool) -> str | 
         threshold: `config.outlier_threshold`.
         drawn: see `CxrImage`.
     """
-    if score is None:
+    if score is None or threshold is None:
         return None
     if score > threshold:
         return UNLIKE

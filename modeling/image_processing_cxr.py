@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
-from .overlay_cxr import heat_layer, overlay
 from .preprocessing_cxr import GEOMETRIES, normalize, resize, restore
 from .reading_cxr import open_image
 
@@ -141,11 +141,11 @@ class CxrImageProcessor(BaseImageProcessor):
         return restore(_to_array(heatmap), self._side(), self.geometry, (height, width))
 
     def overlay(self, pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-        """`overlay_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
+        """`heatmap_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
         return overlay(pixels, heat)
 
     def heat_layer(self, heat: np.ndarray) -> np.ndarray:
-        """`overlay_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
+        """`heatmap_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
         return heat_layer(heat)
 
     def _side(self) -> tuple[int, int]:

@@ -233,11 +233,27 @@ def test_splits_that_allow_no_calibration_are_named():
         fit_operation(binary(z, np.zeros(8)))
     with pytest.raises(ValueError, match="has one patient; .* needs two or more"):
         fit_operation(binary(z, np.arange(8) % 2, ["p"] * 8))
-    with pytest.raises(ValueError, match="has no image of C"):
-        fit_operation(predictions_of(np.eye(8, 3), np.arange(8) % 2))
-    both = np.column_stack([np.arange(8) % 2, np.ones(8)])
-    with pytest.raises(ValueError, match="has only images of B"):
-        fit_operation(predictions_of(np.eye(8, 2), both, multi_label=True))
+    none = np.zeros((8, 2))
+    with pytest.raises(ValueError, match="has no image of A"):
+        fit_operation(predictions_of(np.eye(8, 2), none, multi_label=True))
+    with pytest.raises(ValueError, match="has only images of A"):
+        fit_operation(predictions_of(np.eye(8, 2), none + 1, multi_label=True))
+
+
+def test_a_class_without_images_leaves_the_others_operation_as_it_is():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(60, 3)), rng.integers(0, 2, (60, 3))
+    labels[:, 1], labels[:, 2] = 0, 1
+    predictions = predictions_of(logits, labels, multi_label=True)
+    operation = fit_operation(predictions)
+    assert operation["thresholds"][1:] == [0.5, 0.5]
+    assert operation["prevalence"] == pytest.approx(
+        [(labels[:, 0].sum() + 0.5) / 61, 1 / 122, 121 / 122]
+    )
+    decided = apply_operation(predictions, operation).decisions
+    assert not decided[:, 1].any() and decided[:, 2].all()
+    exclusive = fit_operation(predictions_of(np.eye(8, 3), np.arange(8) % 2))
+    assert exclusive["prevalence"] == pytest.approx([4.5 / 9.5, 4.5 / 9.5, 0.5 / 9.5])
 
 
 def test_operations_that_do_not_fit_are_named():

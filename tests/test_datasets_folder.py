@@ -610,3 +610,18 @@ def test_wrong_class_options(tmp_path, options, message):
     root = write_classes(tmp_path / "set", a=10, b=10)
     with pytest.raises(ValueError, match=message):
         load_cxr_dataset("folder", root, **options)
+
+
+@pytest.mark.parametrize("patients", [("0", "1"), ("no_1", "no_2"), ("p", "q")])
+def test_patients_of_one_class_are_no_classes(tmp_path, patients):
+    for number, patient in enumerate(patients):
+        for index in range(5):
+            write_image(tmp_path / "PNEUMONIA" / patient / f"{index}.png", 10 * number + index)
+    with pytest.raises(ValueError, match="holds only the class 'PNEUMONIA'"):
+        load_cxr_dataset("folder", tmp_path)
+
+
+def test_a_folder_around_the_classes_is_no_class(tmp_path):
+    write_classes(tmp_path / "dataset", covid=10, normal=10)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    assert class_names(dataset["train"]) == ["normal", "covid"]

@@ -233,6 +233,7 @@ def test_labels_and_splits_are_read_as_they_are_written(hub, load):
             "image": {"path": f"P{i}.png", "bytes": png(i)},
             "label": ["NORMAL", "COVID"][i % 2],
             "kind": i % 2,
+            "alike": i % 3,
             "findings": texts[i % 4],
         }
         for i in range(40)
@@ -241,6 +242,7 @@ def test_labels_and_splits_are_read_as_they_are_written(hub, load):
         "image": Image(),
         "label": Value("string"),
         "kind": ClassLabel(names=["covid", "normal"]),
+        "alike": ClassLabel(names=["COVID", "Normal", "normal"]),
         "findings": Value("string"),
     }
     files = {"training.parquet": parquet(rows[:24], features)}
@@ -252,11 +254,15 @@ def test_labels_and_splits_are_read_as_they_are_written(hub, load):
     twins = [{**row, "image": {"path": None, "bytes": png(0)}} for row in rows[:8]]
     twins = {"train.parquet": parquet(twins, features)}
     hub.add_files("org/twins", twins, repo_type="dataset")
-    (words, kinds, findings, mapped, same), log = load(
+    (words, kinds, alike, findings, mapped, same), log = load(
         ("org/words", {}),
         ("org/words", {"label_column": "kind"}),
+        ("org/words", {"label_column": "alike"}),
         ("org/words", {"label_column": "findings"}),
-        ("org/words", {"label_map": {"covid": "ILL"}, "positive": "normal"}),
+        (
+            "org/words",
+            {"label_column": "kind", "label_map": {"covid": "ILL"}, "positive": "normal"},
+        ),
         ("org/twins", {}),
     )
     assert words["counts"] == {"train": 24, "validation": 8, "test": 8}
@@ -266,5 +272,7 @@ def test_labels_and_splits_are_read_as_they_are_written(hub, load):
     assert "class 1, the finding, is covid: normal names the absence of a finding" in log
     assert findings["classes"] in (["Edema", "Effusion"], ["Effusion", "edema"])
     assert [len(row[0]) for row in findings["rows"]["test"][:4]] == [2, 1, 1, 0]
-    assert mapped["classes"] == ["ILL", "NORMAL"]
+    assert alike["classes"] == ["Normal", "COVID"]
+    assert [row[0] for row in alike["rows"]["train"][:3]] == [1, 0, 0]
+    assert mapped["classes"] == ["ILL", "normal"]
     assert "8 of 8 images of org/twins have an identical twin under another label" in same["error"]

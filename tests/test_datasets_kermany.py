@@ -292,11 +292,10 @@ def test_splits_are_known_by_their_usual_names(tmp_path, names):
 def test_what_is_known_of_the_set_holds_for_its_copies(tmp_path):
     root = write_kermany(tmp_path / "chest_xray")
     dataset = load_cxr_dataset(str(root))
-    (known,) = facts(dataset)
+    known = facts(dataset)
     assert known["licence"] == "cc-by-4.0" and "children aged 1 to 5" in known["population"]
-    assert json.loads(json.dumps(known)) == known | {
-        name: list(known[name]) for name in ("classes", "limits", "out_of_scope", "ages")
-    }
+    assert "10.17632/rscbjbr9sj" in known["title"] and "Cell 172, 2018" in known["citation"]
+    assert json.loads(json.dumps(known)) == known and len(known["limits"]) == 3
     for name in ("keremberke/chest-xray-classification", "hf-vision/chest-xray-pneumonia"):
         copies = DatasetDict(
             {
@@ -304,17 +303,25 @@ def test_what_is_known_of_the_set_holds_for_its_copies(tmp_path):
                 for split, part in dataset.items()
             }
         )
-        assert facts(copies) == [known]
+        assert facts(copies) == known
         assert age_range(copies["train"]) == age_range(dataset["train"]) == [1.0, 5.0]
 
 
-def test_ages_of_several_sources(tmp_path):
-    def ages(*rows):
+def test_facts_and_ages_of_several_sources(tmp_path):
+    def load(*rows):
         for row, _ in enumerate(rows):
             write_image(tmp_path / f"{row}.png", row)
         lines = [f"{row}.png,{'ab'[row % 2]},{text}" for row, text in enumerate(rows)]
         (tmp_path / "set.csv").write_text("\n".join(["file,label,source,age", *lines]))
-        return age_range(load_cxr_dataset(str(tmp_path / "set.csv"))["test"])
+        return load_cxr_dataset(str(tmp_path / "set.csv"))
+
+    def ages(*rows):
+        return age_range(load(*rows)["test"])
+
+    mixed = facts(load("kermany,", "phantom,", "clinic,30"))
+    assert mixed["licence"] == "cc-by-4.0; apache-2.0" and "synthetic" in mixed["population"]
+    assert mixed["limits"][-1] == "Nothing is recorded of the images of clinic."
+    assert facts(load("clinic,", "folder,")) == {}
 
     assert ages("kermany,", "clinic,30", "clinic,70") == [1.0, 70.0]
     assert ages("kermany,", "clinic,", "clinic,70") == [1.0, 70.0]

@@ -65,7 +65,7 @@ def test_evaluation_takes_calibration_and_heat_colours_of_modeling_alone():
     found = set()
     for path in sources("evaluation"):
         found |= set(re.findall(r"^from (modeling\S*) import", path.read_text(), re.MULTILINE))
-    assert found <= {"modeling.calibration_cxr", "modeling.overlay_cxr", "modeling.heatmap_cxr"}
+    assert found <= {"modeling.calibration_cxr", "modeling.heatmap_cxr"}
 
 
 def test_the_readmes_results_are_those_of_the_checkpoints():

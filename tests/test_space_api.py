@@ -34,7 +34,7 @@ from space_server import (
     serve,
 )
 
-from modeling.grad_cam_cxr import CAM_METHODS
+from modeling.heatmap_cxr import CAM_METHODS
 from prediction.table import Prediction, to_row
 
 REPO = SPACE.parent

@@ -40,11 +40,11 @@ def validate(run_python, tmp_path_factory):
     return run
 
 
-def save_model(folder, classes=("NORMAL", "OPACITY"), **options):
+def save_model(folder, classes=("NORMAL", "OPACITY"), image_size=64, **options):
     torch.manual_seed(len(folder.name))
     if "block_config" not in options:
         options |= {"block_config": [2, 2], "growth_rate": 8}
-    model, processor = create_model("densenet121", list(classes), 64, **options)
+    model, processor = create_model("densenet121", list(classes), image_size, **options)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -236,6 +236,25 @@ def test_a_folder_without_this_projects_image_processor_is_refused(validate, tmp
     result = validate("--model", model, *PHANTOM[:-2], "--output_dir", tmp_path / "out")
     assert result.returncode == 1
     assert "has no image processor of this project" in result.stderr.strip().splitlines()[-1]
+
+
+def test_a_network_without_feature_maps_has_a_report_without_heatmaps(validate, tmp_path):
+    model, processor = create_model("resmlp_12_224", ["NORMAL", "OPACITY"], 32)
+    folder = tmp_path / ".blind"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    seeing = save_model(tmp_path / "seeing", image_size=32)
+    flags = ["--dataset", "phantom", "--dataset_options", "num_train=8", "num_test=12"]
+    for models in ([folder], [folder, seeing]):
+        report = tmp_path / f"report{len(models)}"
+        result = validate("--model", *models, *flags, "--output_dir", report, *SMALL)
+        assert result.returncode == 0, result.stderr
+        assert "No feature maps, and so no heatmaps, of .blind." in result.stderr
+        assert (report / "report.html").exists()
+        metrics = json.loads((report / "metrics.json").read_text())
+        assert ".blind" in metrics["models"]
+        assert (report / "saliency.csv").exists() == (seeing in models)
+        assert (report / "gallery.json").exists() == (seeing in models)
 
 
 def test_two_models_of_one_name_are_refused(validate, tmp_path):

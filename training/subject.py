@@ -87,6 +87,11 @@ class Subject:
     def to_predictions(self, logits: torch.Tensor, name: str) -> Predictions:
         return to_predictions(self.pixels, logits, name, self.columns)
 
+    def has_heatmaps(self) -> bool:
+        """Whether the network has feature maps to explain itself by."""
+        pixel_values = self.processor.normalize(np.asarray(self.pixels.pixels[[0]]))
+        return self.model.explain(pixel_values.to(self.model.device)).heatmaps is not None
+
     def open(self, row: int) -> tuple[CxrImage, tuple[float, float] | None]:
         """The image at its own size, altered as the model saw it; see `pixels.open_row`."""
         return open_row(self.stored[row], self.processor.correct, *self.altered)

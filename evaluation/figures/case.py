@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.figures.style import printable
-from modeling.overlay_cxr import overlay
+from modeling.heatmap_cxr import overlay
 
 # In pixels: three panels of this width are legible on a telephone.
 PANEL = 300
