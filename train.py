@@ -50,6 +50,7 @@ from training.launch import make_accelerator
 from training.outliers import DETECTORS
 from training.publish import check_hub, push_run
 from training.run_folder import write_run
+from training.sampling import mix_seed
 
 logger = logging.getLogger("train")
 
@@ -278,8 +279,7 @@ def main(argv: list[str]) -> None:
         for batch in skip_first_batches(loaders["train"], progress["batch"]):
             # A seed for every batch, so that a resumed run draws what an unbroken one draws.
             step = epoch * num_batches + progress["batch"]
-            draw = step * accelerator.num_processes + accelerator.process_index
-            torch.manual_seed((args.seed << 32) + draw)
+            torch.manual_seed(mix_seed(args.seed, step, accelerator.process_index))
             with accelerator.accumulate(model):
                 images = augment(batch["pixels"], args)
                 pixel_values = processor.normalize(images)

@@ -22,7 +22,8 @@ def load_imagenet(model: CxrClassifier, pretrained: bool | str) -> dict[str, lis
         model: of a family with a `timm_name`.
         pretrained: True for timm's weights on the Hub; or a file (safetensors, or what `torch.save`
             wrote of a state dict), or a folder with one such file, of a network with three
-            channels: its keys are timm's own, or other names of the same tensors in the same order.
+            channels. Its keys are timm's own; or, in what `torch.save` wrote, other names of the
+            same tensors in the same order.
 
     Returns:
         `image_mean` and `image_std` that the weights were trained with, one value a channel.
@@ -123,8 +124,8 @@ def rename(
 ) -> dict[str, torch.Tensor]:
     """The weights under the network's own keys.
 
-    Keys that differ are matched in order, and then every tensor must agree in shape and in the last
-    part of its name.
+    Keys that differ are matched in order, which safetensors do not keep, and then every tensor must
+    agree in shape and in the last part of its name.
 
     Raises:
         ValueError: a tensor is missing, left over, or another.
@@ -132,6 +133,12 @@ def rename(
     own = network.state_dict()
     if set(weights) == set(own):
         weights = {key: weights[key] for key in own}
+    elif file.suffix == ".safetensors":
+        odd = min(set(weights) ^ set(own))
+        raise ValueError(
+            f"{file} does not fit: {odd} is a key of one alone, and safetensors keep no order to "
+            "match other keys by."
+        )
     for (ours, value), (theirs, stored) in zip(own.items(), weights.items()):
         same_role = ours.rpartition(".")[2] == theirs.rpartition(".")[2]
         if value.shape != stored.shape or not same_role:

@@ -84,6 +84,30 @@ def test_the_threshold_is_a_quantile_of_the_scores_that_the_model_gives(phantoms
     assert threshold == pytest.approx(scores.quantile(0.99).item(), abs=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_budget_does_not_grow_with_the_set(phantoms, monkeypatch):
+    counts = []
+
+    def draw(xrays, count, seed):
+        counts.append(count)
+        return draw_outliers(xrays, count, seed)
+
+    def progress(steps, **_):
+        counts.append(len(steps))
+        return steps
+
+    monkeypatch.setattr(outliers, "MAX_XRAYS", 64)
+    monkeypatch.setattr(outliers, "MAX_VALIDATION", 8)
+    monkeypatch.setattr(outliers, "BATCH_SIZE", 32)
+    monkeypatch.setattr(outliers, "draw_outliers", draw)
+    monkeypatch.setattr(outliers, "tqdm", progress)
+    fixed = phantoms.copy()
+    fixed.setflags(write=False)  # as a memory map of the cache is
+    for train in (fixed[:64], fixed[:250]):
+        outliers.fit_outlier_detector(train, fixed[250:], CxrImageProcessor(64), seed=0)
+    assert counts == 2 * [64 * outliers.DRAWN_SHARE, 2 * outliers.EPOCHS]
+
+
 def test_a_refused_image_gets_no_probability_and_the_rest_do(fitted):
     model, processor = create_model("baseline", ["NORMAL", "PNEUMONIA"], 64, hidden_sizes=[8])
     model.eval()

@@ -42,19 +42,6 @@ FIGURES = ("training_curves", "confusion_matrix", "roc")
 LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_cpu_threads_per_process=1"]
 
 
-@pytest.fixture(scope="session")
-def finished(train, new_hub, tmp_path_factory):
-    """The folder of a finished run, and the Hub that it was pushed to."""
-    hub = new_hub(tmp_path_factory.mktemp("hub"))
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    push = ["--push_to_hub", "--hub_model_id", "org/cxr-densenet121"]
-    result = train(
-        *FLAGS, *push, "--output_dir", folder, launch=[*LAUNCH, "--num_processes=1"], env=hub.env
-    )
-    assert result.returncode == 0, result.stderr
-    return folder, hub, result
-
-
 # ----------------------------------------------------------------------------------- the run folder
 
 
@@ -211,6 +198,7 @@ def test_two_processes_count_each_test_image_exactly_once(train, tmp_path):
     result = train(*FLAGS, "--output_dir", folder, launch=TORCHRUN, env=env)
     assert result.returncode == 0, result.stderr
     assert_predictions_are_the_saved_models(folder)
+    assert load_model(str(folder))[0].outlier_detector is not None  # the first process's alone
     predictions = read_predictions(folder / "predictions_test.csv")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test"]["n"] == 33
@@ -370,23 +358,33 @@ def test_flags_from_yaml_are_checked_like_typed_ones(train, tmp_path):
 
 def test_a_multi_label_set_trains_to_the_end(train, tmp_path):
     rng = np.random.default_rng(0)
-    images = tmp_path / "images"
-    images.mkdir()
-    rows = ["file_name,patient_id,labels"]
+    rows = ["file,patient,split,labels"]
     kinds = ["", "Effusion", "Mass", "Effusion|Mass"]
     for index in range(80):
-        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(images / f"{index}.png")
-        rows.append(f"{index}.png,p{index},{kinds[index % 4]}")
-    (images / "metadata.csv").write_text("\n".join(rows))
-    flags = ["--dataset", images, "--model", "baseline", "--model_options", "hidden_sizes=[4,8]"]
+        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(tmp_path / f"{index}.png")
+        split = ("train", "train", "validation", "test")[index // 20]
+        labels = kinds[index % 4] + ("|Hernia" if index == 3 else "")  # of training alone
+        rows.append(f"{index}.png,p{index},{split},{labels}")
+    (tmp_path / "all.csv").write_text("\n".join(rows))
+    flags = ["--dataset", tmp_path / "all.csv", "--model", "baseline"]
+    flags += ["--model_options", "hidden_sizes=[4,8]", "--outlier_detector", "none"]
     flags += ["--image_size", "64", "--num_train_epochs", "1", "--class_weights", "balanced"]
     result = train(*flags, "--output_dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
+    assert "lacks images with or without Hernia: the AUROC that chooses" in result.stderr
     predictions = read_predictions(tmp_path / "run" / "predictions_test.csv")
     assert predictions.multi_label
-    assert set(predictions.class_names) == {"Effusion", "Mass"}
+    assert predictions.class_names == ("Effusion", "Hernia", "Mass")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
+    assert config["thresholds"][1] == 0.5 and config["outlier_threshold"] is None
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    aurocs = {name: c["auroc"]["value"] for name, c in metrics["validation"]["classes"].items()}
+    assert aurocs["Hernia"] is None
+    with open(tmp_path / "run" / "history.csv") as file:
+        (row,) = csv.DictReader(file)
+    chosen_by = (aurocs["Effusion"] + aurocs["Mass"]) / 2
+    assert float(row["validation_auroc"]) == pytest.approx(chosen_by, abs=1e-9)
 
 
 @pytest.mark.parametrize(

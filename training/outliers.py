@@ -16,11 +16,11 @@ from training.outlier_images import draw_outliers
 
 # The budget: a step costs as much whatever the classifier, so it has to be little beside the
 # cheapest one's training.
-EPOCHS = 2  # over the training images
+EPOCHS = 3  # over the training images
 MAX_XRAYS = 5_000  # an epoch of a larger set shows so many
 DRAWN_SHARE = 0.5  # of as many outliers: to draw one costs more than to learn from it
 MAX_VALIDATION = 1_000  # images that set the threshold
-BATCH_SIZE = 32  # of X-rays, and as many outliers
+BATCH_SIZE = 64  # of X-rays, and as many outliers
 LEARNING_RATE = 4e-3
 QUANTILE = 0.99  # of the altered validation images passes
 # Far more than a classifier is trained with: an adult, another machine or a bad exposure is still
@@ -48,7 +48,7 @@ def fit_outlier_detector(
     torch.manual_seed(seed)
     count = min(len(train), MAX_XRAYS)
     outliers = torch.from_numpy(draw_outliers(train, math.ceil(DRAWN_SHARE * count), seed))
-    detector = OutlierDetector()
+    detector = OutlierDetector().to(memory_format=torch.channels_last)  # a quarter faster on CPUs
     optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=0.05)
     steps = EPOCHS * math.ceil(count / BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
@@ -64,7 +64,7 @@ def fit_outlier_detector(
         loss.backward()
         optimizer.step()
         schedule.step()
-    detector.eval()
+    detector.eval().to(memory_format=torch.contiguous_format)
     known = torch.randperm(len(validation))[:MAX_VALIDATION].sort().values.numpy()
     with torch.no_grad():
         batches = torch.from_numpy(validation[known]).split(BATCH_SIZE)

@@ -2,10 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import RandomSampler, Sampler
 
 from training.data import PixelDataset
+
+
+def mix_seed(*numbers: int) -> int:
+    """One seed of several numbers >= 0. torch's generator on the CPU reads no more than 32 bits."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class WeightedSampler(Sampler[int]):
@@ -40,7 +46,7 @@ class WeightedSampler(Sampler[int]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
         draws = torch.multinomial(
             self.weights, self.num_samples, replacement=True, generator=generator
         )
