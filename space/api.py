@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 from batch import assess_entries, read_uploads
@@ -21,7 +22,7 @@ def answering(function: Callable) -> Callable:
     """Turns what a request did wrong into an answer, without a traceback in the log."""
 
     @functools.wraps(function)
-    def answer(*args):
+    def answer(*args: Any) -> Any:
         try:
             return function(*args)
         except (ValueError, ImportError) as error:
@@ -39,13 +40,13 @@ def endpoints(
         overlay, csv_file: components that own the files which the functions write.
     """
 
-    def choose(name):
+    def choose(name: str) -> Classifier:
         if name not in classifiers:
             raise ValueError(f"{name!r} is no model here; choose {', '.join(classifiers)}.")
         return classifiers[name]
 
     @answering
-    def predict(image: dict, model: str):
+    def predict(image: dict, model: str) -> dict:
         """Classify a chest X-ray. Research only, not a medical device.
 
         Returns a dictionary. "status" is "ok", "uncertain" (a human should read it) or "refused"
@@ -65,7 +66,7 @@ def endpoints(
         return _facts(classifier, classifier.assess(opened))
 
     @answering
-    def heatmap(image: dict, model: str, target: str, method: str):
+    def heatmap(image: dict, model: str, target: str, method: str) -> tuple[str, dict]:
         """Draw where a model looked in a chest X-ray. Research only, not a medical device.
 
         Returns the X-ray at its own size under the heatmap of one class, a PNG whose colour and
@@ -89,7 +90,7 @@ def endpoints(
         return path, _facts(classifier, assessment) | facts
 
     @answering
-    def predict_batch(files: list, model: str):
+    def predict_batch(files: list, model: str) -> tuple[list[dict], str]:
         """Classify many chest X-rays. Research only, not a medical device.
 
         Returns a list of rows, and the same table as a CSV file: file, status (ok, uncertain,
@@ -110,7 +111,7 @@ def endpoints(
     return predict, heatmap, predict_batch
 
 
-def _facts(classifier, assessment):
+def _facts(classifier: Classifier, assessment: Any) -> dict:
     cells = classifier.row("", assessment)
     facts = {name: cells[name] for name in ("status", "decision", "uncertain")}
     for key, column in (("probabilities", "probability"), ("logits", "logit")):

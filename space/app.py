@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cleanup  # before Gradio, which takes its folder when it is imported
@@ -66,134 +67,21 @@ THEME = gr.themes.Base(
 
 def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
     """Lays out the page and its API."""
-    names, models = list(classifiers), list(classifiers.values())
-    classes = dict.fromkeys(name for each in models for name in each.classes)
-    findings = {each.finding for each in models}
-    # Side by side, heat of one class: what the models look for, where it is the same.
-    explained = (findings.pop() if len(findings) == 1 else None) or PREDICTED
+    models = list(classifiers.values())
     with Page(title=TITLE, analytics_enabled=False, delete_cache=cleanup.DELETE_CACHE) as page:
         widgets.html("title", f"<h1>{TITLE}</h1><p id='notice'>{NOTICE}</p>")
         with gr.Tabs():
             with gr.Tab("One X-ray"), gr.Row():
-                with gr.Column(scale=1, min_width=280):
-                    label = "Chest X-ray: PNG, JPEG, DICOM"
-                    image = gr.File(label=label, type="binary", height=150, elem_id="image")
-                    widgets.examples("examples")
-                with gr.Column(scale=3, min_width=280):
-                    results = widgets.answer("results", "What the models say appears here.")
-                    with gr.Row(elem_id="choices"):
-                        target = _choice([PREDICTED, *classes], "Heatmap for", value=explained)
-                        methods = [(label, name) for name, label in METHODS.items()]
-                        method = _choice(methods, "Method")
-                    viewer = widgets.viewer("viewer")
+                image, target, method = _one_xray(models)
             with gr.Tab("Many"), gr.Row():
-                with gr.Column(scale=1, min_width=280):
-                    label = "Chest X-rays, or a zip archive of them"
-                    files = gr.File(label=label, file_count="multiple", height=170, elem_id="files")
-                    widgets.html("limits", f"<p>{LIMITS}</p>")
-                    model = _choice(names, "Model")
-                    run = gr.Button("Read all files", variant="primary", interactive=False)
-                    download = gr.DownloadButton("Download table (CSV)", interactive=False)
-                with gr.Column(scale=3, min_width=280):
-                    progress = widgets.live("progress", "The table appears here.")
-                    table = widgets.html("table")
-                    sheet = widgets.html("contact-sheet")
+                files, model = _many(classifiers)
             with gr.Tab("Report"):
-                reported = _choice(names, "Model's own card")
-                report = widgets.live("report")
+                _report(page, classifiers)
         widgets.html("footer", widgets.footer(models, cleanup.UPLOAD_MINUTES))
-        slowly = gr.State()  # changes where a slow method is asked for
         answer = gr.JSON(label="Answer", visible=False)
         overlay = gr.Image(label="X-ray under its heatmap", visible=False)
         answers = gr.JSON(label="Rows", visible=False)
         csv_file = gr.File(label="The rows as CSV", visible=False)
-
-        def look(upload, target, method):
-            """What the models say, and the picture."""
-            content = read_upload(upload)
-            image = models[0].processor.open(content)
-            answers, pictures = {}, {}
-            for each in models:
-                if target in (PREDICTED, *each.classes):
-                    wanted = None if target == PREDICTED else target
-                    answers[each] = pictures[each] = each.assess(image, wanted, method)
-                else:
-                    answers[each] = each.assess(image)
-                    pictures[each] = f"this model has no class {target}."
-            grey = FileData(path=save_grey(content, image.pixels, viewer)).model_dump()
-            html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
-            return widgets.results(answers, image), {"grey": grey, "html": html}
-
-        def show(upload: dict | None, target: str, method: str):
-            """Fills the page for an image."""
-            if upload is None:
-                return None, None
-            path = {"path": upload["path"]}
-            try:
-                said, picture = look(upload, target, method)
-            except (ValueError, ImportError) as error:
-                return path | {"html": widgets.problem(sentence(error))}, None
-            return path | {"html": said}, path | picture
-
-        def redraw(upload: dict | None, target: str, method: str):
-            """Draws the heat anew; what the models say stays, unless the image is gone."""
-            said, picture = show(upload, target, method)
-            return gr.skip() if picture else said, picture
-
-        def redraw_or_wait(upload: dict | None, target: str, method: str):
-            """The same, but for a slow method: that is left to whoever waits for `slowly`."""
-            if method == SLOW and upload is not None:
-                return gr.skip(), gr.skip(), time.monotonic()
-            return *redraw(upload, target, method), gr.skip()
-
-        def show_batch(files: list | None, model: str):
-            """Fills the tab of many X-rays, and says how far it is."""
-            classifier, rows = classifiers[model], []
-            try:
-                entries = read_uploads(names_and_paths(files))
-                for row in assess_entries(classifier, entries, thumbnails=True):
-                    rows.append(row)
-                    yield f"<p>{len(rows)} read ...</p>", None, None, gr.skip()
-                if not rows:
-                    raise ValueError("There is no image in these files.")
-                path = save_csv(rows, download)
-            except ValueError as error:
-                yield widgets.problem(sentence(error)), None, None, gr.skip()
-                return
-            yield (
-                widgets.summary(rows, classifier.name),
-                widgets.table(rows, classifier),
-                widgets.contact_sheet(rows, classifier.finding),
-                gr.DownloadButton(value=path, interactive=True),
-            )
-
-        def forget_batch(files: list | None):
-            none = gr.DownloadButton(value=None, interactive=False)
-            return None, None, None, none, gr.Button(interactive=bool(files))
-
-        def show_report(model: str):
-            return widgets.report(classifiers[model])
-
-        one, shown = [image, target, method], [results, viewer]
-        many = [progress, table, sheet, download]
-        image.change(None, [image, method], [*shown, method], js=NEW_IMAGE,
-                     api_visibility="private")  # fmt: skip
-        last = {**PRIVATE, **ONE, "trigger_mode": "always_last"}
-        # The browser goes through what a change brings about in the order of these lines, and what
-        # is cancelled has to be known before: so a change of a state, `slowly`, starts it.
-        slow = slowly.change(redraw, one, shown, show_progress_on=viewer, **PRIVATE, **SLOWLY)
-        choice = [target.change, method.change]
-        gr.on([image.change, *choice], None, cancels=slow, **PRIVATE)
-        image.change(show, one, shown, show_progress_on=results, **last)
-        gr.on(choice, redraw_or_wait, one, [*shown, slowly], show_progress_on=viewer, **last)
-        reading = run.click(
-            show_batch, [files, model], many, show_progress="hidden", **PRIVATE, **MANY
-        )
-        other = [files.change, model.change]
-        gr.on(other, None, cancels=reading, **PRIVATE)  # first, so that it ends empty
-        gr.on(other, forget_batch, files, [*many, run], queue=False, **PRIVATE)
-        gr.on([page.load, reported.change], show_report, reported, report, **PRIVATE)
-
         predict, heatmap, predict_batch = endpoints(classifiers, overlay, csv_file)
         gr.on([], predict, [image, model], answer, api_name="predict", **PUBLIC, **ONE)
         gr.on([], heatmap, [image, model, target, method], [overlay, answer], api_name="heatmap",
@@ -204,7 +92,136 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
     return page.queue(max_size=32, api_open=False)
 
 
-def _choice(choices, label, **options):
+def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdown]:
+    """The tab of one X-ray: its fields for the image, the class and the method of the heatmap."""
+    classes = dict.fromkeys(name for each in models for name in each.classes)
+    findings = {each.finding for each in models}
+    # Side by side, heat of one class: what the models look for, where it is the same.
+    explained = (findings.pop() if len(findings) == 1 else None) or PREDICTED
+    with gr.Column(scale=1, min_width=280):
+        label = "Chest X-ray: PNG, JPEG, DICOM"
+        image = gr.File(label=label, type="binary", height=150, elem_id="image")
+        widgets.examples("examples")
+    with gr.Column(scale=3, min_width=280):
+        results = widgets.answer("results", "What the models say appears here.")
+        with gr.Row(elem_id="choices"):
+            target = _choice([PREDICTED, *classes], "Heatmap for", value=explained)
+            methods = [(label, name) for name, label in METHODS.items()]
+            method = _choice(methods, "Method")
+        viewer = widgets.viewer("viewer")
+    slowly = gr.State()  # changes where a slow method is asked for
+
+    def look(upload: dict, target: str, method: str) -> tuple[str, dict]:
+        """What the models say, and the picture."""
+        content = read_upload(upload)
+        image = models[0].processor.open(content)
+        answers, pictures = {}, {}
+        for each in models:
+            if target in (PREDICTED, *each.classes):
+                wanted = None if target == PREDICTED else target
+                answers[each] = pictures[each] = each.assess(image, wanted, method)
+            else:
+                answers[each] = each.assess(image)
+                pictures[each] = f"this model has no class {target}."
+        grey = FileData(path=save_grey(content, image.pixels, viewer)).model_dump()
+        html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
+        return widgets.results(answers, image), {"grey": grey, "html": html}
+
+    def show(upload: dict | None, target: str, method: str) -> tuple:
+        """Fills the page for an image."""
+        if upload is None:
+            return None, None
+        path = {"path": upload["path"]}
+        try:
+            said, picture = look(upload, target, method)
+        except (ValueError, ImportError) as error:
+            return path | {"html": widgets.problem(sentence(error))}, None
+        return path | {"html": said}, path | picture
+
+    def redraw(upload: dict | None, target: str, method: str) -> tuple:
+        """Draws the heat anew; what the models say stays, unless the image is gone."""
+        said, picture = show(upload, target, method)
+        return gr.skip() if picture else said, picture
+
+    def redraw_or_wait(upload: dict | None, target: str, method: str) -> tuple:
+        """The same, but for a slow method: that is left to whoever waits for `slowly`."""
+        if method == SLOW and upload is not None:
+            return gr.skip(), gr.skip(), time.monotonic()
+        return *redraw(upload, target, method), gr.skip()
+
+    one, shown = [image, target, method], [results, viewer]
+    image.change(None, [image, method], [*shown, method], js=NEW_IMAGE,
+                 api_visibility="private")  # fmt: skip
+    last = {**PRIVATE, **ONE, "trigger_mode": "always_last"}
+    # The browser goes through what a change brings about in the order of these lines, and what
+    # is cancelled has to be known before: so a change of a state, `slowly`, starts it.
+    slow = slowly.change(redraw, one, shown, show_progress_on=viewer, **PRIVATE, **SLOWLY)
+    choice = [target.change, method.change]
+    gr.on([image.change, *choice], None, cancels=slow, **PRIVATE)
+    image.change(show, one, shown, show_progress_on=results, **last)
+    gr.on(choice, redraw_or_wait, one, [*shown, slowly], show_progress_on=viewer, **last)
+    return image, target, method
+
+
+def _many(classifiers: dict[str, Classifier]) -> tuple[gr.File, gr.Dropdown]:
+    """The tab of many X-rays: its fields for the files and the model."""
+    with gr.Column(scale=1, min_width=280):
+        label = "Chest X-rays, or a zip archive of them"
+        files = gr.File(label=label, file_count="multiple", height=170, elem_id="files")
+        widgets.html("limits", f"<p>{LIMITS}</p>")
+        model = _choice(list(classifiers), "Model")
+        run = gr.Button("Read all files", variant="primary", interactive=False)
+        download = gr.DownloadButton("Download table (CSV)", interactive=False)
+    with gr.Column(scale=3, min_width=280):
+        progress = widgets.live("progress", "The table appears here.")
+        table = widgets.html("table")
+        sheet = widgets.html("contact-sheet")
+
+    def show_batch(files: list | None, model: str) -> Iterator[tuple]:
+        """Fills the tab, and says how far it is."""
+        classifier, rows = classifiers[model], []
+        try:
+            entries = read_uploads(names_and_paths(files))
+            for row in assess_entries(classifier, entries, thumbnails=True):
+                rows.append(row)
+                yield f"<p>{len(rows)} read ...</p>", None, None, gr.skip()
+            if not rows:
+                raise ValueError("There is no image in these files.")
+            path = save_csv(rows, download)
+        except ValueError as error:
+            yield widgets.problem(sentence(error)), None, None, gr.skip()
+            return
+        yield (
+            widgets.summary(rows, classifier.name),
+            widgets.table(rows, classifier),
+            widgets.contact_sheet(rows, classifier.finding),
+            gr.DownloadButton(value=path, interactive=True),
+        )
+
+    def forget_batch(files: list | None) -> tuple:
+        none = gr.DownloadButton(value=None, interactive=False)
+        return None, None, None, none, gr.Button(interactive=bool(files))
+
+    many = [progress, table, sheet, download]
+    reading = run.click(show_batch, [files, model], many, show_progress="hidden", **PRIVATE, **MANY)
+    other = [files.change, model.change]
+    gr.on(other, None, cancels=reading, **PRIVATE)  # first, so that it ends empty
+    gr.on(other, forget_batch, files, [*many, run], queue=False, **PRIVATE)
+    return files, model
+
+
+def _report(page: gr.Blocks, classifiers: dict[str, Classifier]) -> None:
+    """The tab of the models' cards."""
+    reported = _choice(list(classifiers), "Model's own card")
+    report = widgets.live("report")
+
+    def show_report(model: str) -> str:
+        return widgets.report(classifiers[model])
+
+    gr.on([page.load, reported.change], show_report, reported, report, **PRIVATE)
+
+
+def _choice(choices: list, label: str, **options: str) -> gr.Dropdown:
     return gr.Dropdown(choices, label=label, filterable=False, min_width=240, **options)
 
 

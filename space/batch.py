@@ -11,10 +11,13 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from models import Classifier
 
 MEGABYTE = 2**20
 MAX_FILES = 200
@@ -78,7 +81,7 @@ def read_uploads(uploads: list[tuple[str, str]]) -> Iterator[Entry]:
         yield entry
 
 
-def _all_entries(uploads):
+def _all_entries(uploads: list[tuple[str, str]]) -> Iterator[Entry]:
     for name, path in uploads:
         try:
             with open(path, "rb") as file:
@@ -91,13 +94,13 @@ def _all_entries(uploads):
             yield Entry(harmless(name), None, "The upload was deleted; repeat it.")
 
 
-def _file(name, content):
+def _file(name: str, content: bytes) -> Entry:
     if len(content) > MAX_FILE_BYTES:
         return Entry(name, None, TOO_LARGE)
     return Entry(name, content)
 
 
-def _members(file, archive):
+def _members(file: BinaryIO, archive: str) -> Iterator[Entry]:
     problem = _directory_problem(file)
     if problem:
         yield Entry(archive, None, problem)
@@ -111,7 +114,7 @@ def _members(file, archive):
         yield Entry(archive, None, "The archive is damaged.")
 
 
-def _directory_problem(file) -> str | None:
+def _directory_problem(file: BinaryIO) -> str | None:
     """What a zip's last records say against reading its table of contents (APPNOTE 4.3.15, 16);
     `zipfile` would build an object for each of a million members before any could be counted.
     """
@@ -128,12 +131,12 @@ def _directory_problem(file) -> str | None:
     return None
 
 
-def _is_clutter(name):
+def _is_clutter(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     return parts[0] == "__MACOSX" or parts[-1].startswith(".")
 
 
-def _member(archive, info, name) -> Entry:
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Entry:
     if info.flag_bits & 1:
         return Entry(name, None, "It is encrypted; take the password off.")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -161,7 +164,9 @@ def harmless(name: str) -> str:
     return f"'{cleaned}" if cleaned[0] in "=+-@" else cleaned  # a spreadsheet would run it
 
 
-def assess_entries(classifier, entries: Iterator[Entry], thumbnails: bool = False) -> Iterator[Row]:
+def assess_entries(
+    classifier: "Classifier", entries: Iterator[Entry], thumbnails: bool = False
+) -> Iterator[Row]:
     """A row a file, as they are done; after MAX_SECONDS the rest is left out, which a row says."""
     deadline = time.monotonic() + MAX_SECONDS
     for entry in entries:
@@ -172,7 +177,7 @@ def assess_entries(classifier, entries: Iterator[Entry], thumbnails: bool = Fals
         yield _assess(classifier, entry, thumbnails)
 
 
-def _assess(classifier, entry, thumbnails):
+def _assess(classifier: "Classifier", entry: Entry, thumbnails: bool) -> Row:
     if entry.error:
         return Row(classifier.row(entry.name, error=entry.error))
     try:
@@ -185,7 +190,7 @@ def _assess(classifier, entry, thumbnails):
     return Row(classifier.row(entry.name, assessment), classifier.decision(assessment), thumbnail)
 
 
-def _own_words(error):
+def _own_words(error: Exception) -> str:
     return " ".join(str(error).removeprefix("the image: ").split())
 
 
@@ -198,7 +203,7 @@ def to_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def _thumbnail(classifier, image, assessment) -> bytes:
+def _thumbnail(classifier: "Classifier", image: Any, assessment: Any) -> bytes:
     width, height = fit(image.pixels.shape, THUMBNAIL)
     grey = Image.fromarray((image.pixels >> 8).astype(np.uint8)).resize((width, height))
     heat = assessment.heat(classifier.processor, height, width)

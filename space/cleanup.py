@@ -47,7 +47,7 @@ def own_temporary_folder() -> Iterator[None]:
         os.close(lock)
 
 
-def _delete_abandoned():
+def _delete_abandoned() -> None:
     """A Space locks its folder for as long as it lives, however it ends."""
     for folder in PARENT.glob(PREFIX + 16 * "[0-9a-f]"):
         with suppress(OSError):  # locked; or another user's, no folder, or gone by now
@@ -59,7 +59,7 @@ def _delete_abandoned():
                 os.close(lock)
 
 
-def _sweep():
+def _sweep() -> None:
     """Deletes what Gradio does not: what interrupted uploads and requests left, empty folders."""
     while True:
         time.sleep(SWEEP_SECONDS)

@@ -6,8 +6,10 @@ import os
 import secrets
 import sys
 import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -24,7 +26,8 @@ class Page(gr.Blocks):
     Gradio would print, name uploads.
     """
 
-    async def process_api(self, *args, **kwargs):
+    async def process_api(self, *args: Any, **kwargs: Any) -> Any:
+        """As Gradio does, but for what is logged and said of an error."""
         try:
             return await super().process_api(*args, **kwargs)
         except gr.Error:
@@ -73,7 +76,7 @@ def names_and_paths(uploads: list[dict] | None) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _full_disk_as_a_sentence():
+def _full_disk_as_a_sentence() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -110,6 +113,7 @@ def save_grey(content: bytes, pixels: np.ndarray, component: gr.HTML) -> str:
 
 @_full_disk_as_a_sentence()
 def save_picture(pixels: np.ndarray, component: gr.Image) -> str:
+    """Writes a picture, uint8 (h, w, 3), as a PNG; returns its path."""
     path = _reserve(component, "overlay.png")
     Image.fromarray(pixels).save(path, compress_level=1)
     return path
@@ -117,12 +121,13 @@ def save_picture(pixels: np.ndarray, component: gr.Image) -> str:
 
 @_full_disk_as_a_sentence()
 def save_csv(rows: list[Row], component: gr.File | gr.DownloadButton) -> str:
+    """Writes a batch's table; returns its path."""
     path = _reserve(component, "predictions.csv")
     Path(path).write_text(to_csv(rows), encoding="utf-8", newline="")
     return path
 
 
-def _reserve(component, name):
+def _reserve(component: gr.Component, name: str) -> str:
     """A path where Gradio deletes a component's files, known to it before the file is there."""
     folder = Path(component.GRADIO_CACHE, secrets.token_hex(16))
     folder.mkdir(parents=True)

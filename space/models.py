@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub.repocard import metadata_load
@@ -42,7 +43,7 @@ class Classifier:
         ValueError: there is no such model, it cannot be loaded, or it is of another kind.
     """
 
-    def __init__(self, model_id: str, name: str):
+    def __init__(self, model_id: str, name: str) -> None:
         self.model_id, self.name = model_id, name
         self.is_folder = Path(model_id).is_dir()
         try:
@@ -75,7 +76,7 @@ class Classifier:
         self._lock = threading.Lock()
         self._warm_up()
 
-    def _warm_up(self):
+    def _warm_up(self) -> None:
         side = 2 * self.config.image_size
         image = self.processor.open(np.tile(np.linspace(0, 1, side), (side, 1)))
         self.model.assess([image], self.processor, method="grad_cam")
@@ -92,7 +93,7 @@ class Classifier:
         """The card's page on the Hub."""
         return None if self.is_folder else f"https://huggingface.co/{self.model_id}"
 
-    def assess(self, image, target: str | None = None, method: str | None = None):
+    def assess(self, image: Any, target: str | None = None, method: str | None = None) -> Any:
         """What the model says of an image, its `CxrAnswer`.
 
         Args:
@@ -109,7 +110,7 @@ class Classifier:
             model = copy.deepcopy(self.model)  # its hooks are in nobody's way
         return model.assess([image], self.processor, target, method)[0]
 
-    def decision(self, assessment) -> str:
+    def decision(self, assessment: Any) -> str:
         """What the model decided, for a reader; empty where it refused.
 
         Of a finding it is said whether the model flags it: a class below the operating point may
@@ -127,7 +128,7 @@ class Classifier:
         flagged = "Flagged" if self.finding in assessment.decided else "Not flagged"
         return f"{flagged} as {self.finding}"
 
-    def row(self, name: str, assessment=None, error: str | None = None) -> dict:
+    def row(self, name: str, assessment: Any = None, error: str | None = None) -> dict:
         """The row that `predict.py` writes for a file, of an assessment or of an error."""
         return self._table_row(name, assessment, error, self.classes) | {"model": self.version}
 

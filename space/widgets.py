@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -59,7 +60,7 @@ _TEMPLATES = Environment(
 _TEMPLATES.filters |= {"percent": percent, "data_uri": data_uri}
 
 
-def render(template: str, **values) -> str:
+def render(template: str, **values: Any) -> str:
     """A template of templates/, filled in."""
     return _TEMPLATES.get_template(f"{template}.html").render(values)
 
@@ -67,7 +68,7 @@ def render(template: str, **values) -> str:
 # ------------------------------------------------------------------------------------- components
 
 
-def html(elem_id: str, value: str | None = None, **options) -> gr.HTML:
+def html(elem_id: str, value: str | None = None, **options: Any) -> gr.HTML:
     """HTML without Gradio's own style."""
     return gr.HTML(
         value,
@@ -121,7 +122,7 @@ def problem(sentence: str) -> str:
     return f'<p class="problem" role="alert">{escape(sentence)}</p>'
 
 
-def results(answers: dict, image) -> str:
+def results(answers: dict, image: Any) -> str:
     """What each model says, side by side, under what there is to say about the file.
 
     Args:
@@ -145,7 +146,7 @@ def panels(answers: dict, shape: tuple[int, int], method: str) -> str:
     return render("panels", pictures=pictures, shape=shape, method=method)
 
 
-def _picture(classifier: Classifier, answer, shape: tuple[int, int]) -> dict:
+def _picture(classifier: Classifier, answer: Any, shape: tuple[int, int]) -> dict:
     if isinstance(answer, str) or answer.heatmap is None:
         note = answer if isinstance(answer, str) else "No heatmap without an answer."
         return {"layer": None, "note": note}
