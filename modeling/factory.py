@@ -115,13 +115,16 @@ def load_model(name: str) -> tuple[CxrClassifier, CxrImageProcessor]:
 def _load_config(name):
     """The class and the configuration of a saved classifier."""
     try:
-        model_type = PretrainedConfig.get_config_dict(name)[0].get("model_type")
+        stored, _ = PretrainedConfig.get_config_dict(name)
+        if not stored:
+            raise FileNotFoundError("there is no config.json")
     except (OSError, ValueError, HFValidationError) as error:
         raise OSError(
             f"model {name!r} is neither a folder with a saved model nor a Hub id that can be "
             f"reached ({first_line(error)})."
         ) from error
     types = {model.config_class.model_type: model for model in _classifiers().values()}
+    model_type = stored.get("model_type")
     if model_type not in types:
         raise ValueError(
             f"{name} holds a {model_type!r} model; it takes a classifier saved by this project, or "
