@@ -40,9 +40,9 @@ def register(name: str) -> Callable[[type], type]:
     """
 
     def add(model_class):
-        known = REGISTRY.setdefault(name, model_class)
-        if known.__name__ != model_class.__name__:
-            raise ValueError(f"the name {name!r} is taken by {known.__name__}; choose another.")
+        known = REGISTRY.get(name, model_class).__name__
+        if known != model_class.__name__:  # the same, where a module is read again
+            raise ValueError(f"the name {name!r} is taken by {known}; choose another.")
         REGISTRY[name] = model_class
         model_class.config_class.register_for_auto_class()
         model_class.register_for_auto_class(model_class.auto_model)
@@ -183,7 +183,8 @@ class CxrClassifier(CxrPreTrainedModel):
         # timm initialises its own layers; only the heads are ours, as a checkpoint may lack them.
         if module in self.heads:
             normal_(module.weight, std=0.01)
-            zeros_(module.bias)
+            if module.bias is not None:
+                zeros_(module.bias)
         elif hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 
