@@ -164,9 +164,12 @@ def _tree(root: Path, images: list[Path], options: dict) -> list[dict]:
 
 
 def _holds_set(folder: Path) -> bool:
-    """Whether the folders in a folder are named like splits, or one like the negative class."""
+    """Whether a folder wraps a set: the folders in it are named like splits, or one like the
+    negative class and the folder is no split itself.
+    """
     names = [child.name for child in subfolders(folder)]
-    return any(read_splits(names).values()) or _names_classes(names)
+    split = read_splits([folder.name])[folder.name]
+    return any(read_splits(names).values()) or (not split and _names_classes(names))
 
 
 def _names_classes(names: Iterable[str]) -> bool:

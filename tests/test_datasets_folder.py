@@ -53,6 +53,11 @@ def test_equal_names_in_two_classes_are_two_images(tmp_path):
     check_leaks(dataset)
 
 
+def test_a_lone_split_folder_is_that_split(tmp_path):
+    write_classes(tmp_path / "set" / "test", NORMAL=4, OPACITY=4)
+    assert counts(load_cxr_dataset(str(tmp_path / "set"))) == {"test": 8}
+
+
 def test_regroup_makes_the_splits_that_are_missing(tmp_path):
     write_classes(tmp_path / "train", a=60, b=40)
     dataset = load_cxr_dataset("folder", tmp_path)
