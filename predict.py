@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePath
 
@@ -23,11 +23,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling import CxrImageProcessor, load_model
-from modeling.grad_cam_cxr import CAM_METHODS
+from modeling.heatmap_cxr import CAM_METHODS
 from modeling.image_cxr import CxrImage
 from modeling.modeling_cxr import CxrPreTrainedModel
 from prediction.files import check_paths, find_files
 from prediction.table import STATUSES, Prediction, reopen, to_row, to_text
+from prediction.version import model_version
 
 logger = logging.getLogger("predict")
 MAX_THREADS = 8  # each may hold an X-ray of 64 million pixels
@@ -83,13 +84,13 @@ def predict(
     if heatmaps is not None and method is None:
         raise ValueError(f"heatmaps in {heatmaps} need a method: {', '.join(CAM_METHODS)}.")
 
-    def answer(files, readings):
-        answers = [reading.result() for reading in readings]
-        images = [image for image in answers if isinstance(image, CxrImage)]
-        assessed = iter(model.assess(images, processor, target, method) if images else ())
+    def answer(files: list[str], readings: list[Future]) -> Iterable[Prediction]:
+        results = [reading.result() for reading in readings]
+        images = [image for image in results if isinstance(image, CxrImage)]
+        answers = iter(model.assess(images, processor, target, method) if images else ())
         predictions = [
-            Prediction(file, next(assessed)) if isinstance(image, CxrImage) else image
-            for file, image in zip(files, answers)
+            Prediction(file, next(answers)) if isinstance(image, CxrImage) else image
+            for file, image in zip(files, results)
         ]
         predictions = [prediction for prediction in predictions if prediction.file not in done]
         if heatmaps is not None:
@@ -129,13 +130,13 @@ def _read(file, processor):
 
 def _draw(prediction, processor, folder):
     """The prediction with its heatmap drawn."""
-    file, assessment = prediction.file, prediction.assessment
-    if assessment is None or assessment.heatmap is None:
+    file, answer = prediction.file, prediction.answer
+    if answer is None or answer.heatmap is None:
         return prediction
     try:
         # Read again rather than kept: a batch of X-rays at full size may take gigabytes.
         pixels = processor.open(file).pixels
-        heat = assessment.heat(processor, *pixels.shape)
+        heat = answer.heat(processor, *pixels.shape)
         path = os.path.join(folder, heatmap_name(file))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         # The default level 6 takes six times as long for files a seventh smaller.
@@ -201,7 +202,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)  # of no other: the Hub's client has a line for every request
     check_paths(args.paths)
     model, processor = load_model(args.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -210,10 +212,10 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--target {args.target} is no class; choose {', '.join(names)}.")
 
     # What is done, and what is left
-    constants = {"model": model.version()}
+    constants = {"model": model_version(args.model)}
     if args.heatmaps is not None:
         constants |= {"method": args.method, "target": args.target or "predicted class"}
-    columns = list(to_row(Prediction(""), model, constants))
+    columns = list(to_row(Prediction(""), names, constants))
     done = {}
     if args.output.exists():
         done = reopen(args.output, columns, constants, args.format)
@@ -242,7 +244,7 @@ def main(argv: list[str]) -> int:
         if args.format == "csv" and table.tell() == 0:
             table.write(to_text(dict(zip(columns, columns)), "csv"))
         for count, prediction in enumerate(tqdm(predictions, total=left, unit="file"), 1):
-            row = to_row(prediction, model, constants)
+            row = to_row(prediction, names, constants)
             statuses[row["status"]] += 1
             table.write(to_text(row, args.format))
             table.flush()

@@ -5,6 +5,7 @@
 Processes, precision and gradient accumulation are `accelerate launch`'s own flags.
 """
 
+import argparse
 import logging
 import math
 import os
@@ -16,8 +17,9 @@ from pathlib import Path
 import torch
 from accelerate import skip_first_batches
 from accelerate.utils import set_seed, tqdm
-from datasets import DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from safetensors.torch import load_file
+from timm.optim import param_groups_weight_decay
 from transformers import get_cosine_schedule_with_warmup
 
 from datasets_scripts import (
@@ -27,13 +29,15 @@ from datasets_scripts import (
     describe,
     label_sets,
     load_cxr_dataset,
-    make_variant,
     regroup,
 )
 from evaluation.calibration import fit_operation
 from evaluation.metrics import compute_metrics, format_metric
-from modeling import create_model, load_model
+from evaluation.predictions import Predictions
+from modeling import CxrImageProcessor, create_model, load_model
 from modeling.loss_cxr import classification_loss
+from modeling.modeling_cxr import CxrPreTrainedModel
+from modeling.pretrained import first_line
 from training.arguments import FINAL, parse_args, recipe
 from training.augmentation import augment
 from training.averaging import weight_average
@@ -43,9 +47,10 @@ from training.distillation import Teachers, student_loss
 from training.half import half_state
 from training.inference import make_loader, predict, to_predictions
 from training.launch import make_accelerator
-from training.outliers import fit_outlier_detector
+from training.outliers import DETECTORS
 from training.publish import check_hub, push_run
 from training.run_folder import write_run
+from training.sampling import mix_seed
 
 logger = logging.getLogger("train")
 
@@ -53,24 +58,29 @@ logger = logging.getLogger("train")
 # --------------------------------------------------------------------------------------------- data
 
 
-def load_data(args):
+def load_data(args: argparse.Namespace) -> DatasetDict:
     """The splits, grouped by patient, checked for leaks, cut to the sample limits."""
     dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
+    unlabelled = dataset.pop("unlabelled", None)
     if args.regroup:
         dataset = regroup(dataset)
-    for name in ("train", "validation", "test"):
+    for name in ("train", "validation", *(["test"] if not args.skip_test else [])):
         if name not in dataset or len(dataset[name]) < 2:
             raise ValueError(
                 f"{args.dataset} has no {name} split of two or more images; "
                 "add some, or let --regroup split all images by patient."
             )
+    if unlabelled is not None:
+        dataset["unlabelled"] = unlabelled
     logger.info("%s", describe(dataset))
     check_leaks(dataset)
-    unlabelled = dataset.pop("unlabelled", None)
-    if unlabelled is not None and args.teacher:
-        dataset["train"] = concatenate_datasets([dataset["train"], unlabelled])
-    elif unlabelled is not None:
-        logger.info("%d unlabelled images are left out: no --teacher.", len(unlabelled))
+    if args.skip_test:
+        dataset.pop("test", None)
+    if dataset.pop("unlabelled", None) is not None:
+        if args.teacher:
+            dataset["train"] = concatenate_datasets([dataset["train"], unlabelled])
+        else:
+            logger.info("%d unlabelled images are left out: no --teacher.", len(unlabelled))
     for name, split in dataset.items():
         limit = args.max_train_samples if name == "train" else args.max_eval_samples
         if limit is not None and limit < len(split):
@@ -81,7 +91,9 @@ def load_data(args):
 # -------------------------------------------------------------------------------------------- model
 
 
-def build_model(train, args):
+def build_model(
+    train: Dataset, args: argparse.Namespace
+) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
     """The model and its image processor, with a head and a loss for the training split."""
     multi_label, names = "labels" in train.features, class_names(train)
     options = {
@@ -99,19 +111,22 @@ def build_model(train, args):
         options["num_channels"] = args.num_channels
     model, processor = create_model(args.model, names, args.image_size, args.pretrained, **options)
     processor.geometry = args.geometry or processor.geometry
+    processor.correct = processor.correct and not args.no_corrections
     model.config.age_range = age_range(train)
     size, channels = processor.size["height"], processor.num_channels
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, channels, size, size))
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{args.model} takes no images of {size} pixels ({reason}).") from error
+        # Mostly the size; but memory or --model_options may be the cause, too.
+        raise ValueError(
+            f"{args.model} fails on a blank image of {size} x {size} pixels ({first_line(error)})."
+        ) from error
     return model, processor
 
 
-def balanced_weights(train, names):
-    """n / (classes * n_class); multi-label: absent over present, for each class."""
+def balanced_weights(train: Dataset, names: list[str]) -> list[float]:
+    """n / (classes * n_class) of labelled images; multi-label: absent over present, a class."""
     rows = label_sets(train)
     counts = [sum(k in row for row in rows) for k in range(len(names))]
     if 0 in counts:
@@ -119,18 +134,26 @@ def balanced_weights(train, names):
         raise ValueError(f"class {absent} has no training image; leave out --class_weights.")
     if "labels" in train.features:
         return [(len(train) - count) / count for count in counts]
-    return [len(train) / (len(counts) * count) for count in counts]
+    return [sum(counts) / (len(counts) * count) for count in counts]
 
 
 # --------------------------------------------------------------------------------------- evaluation
 
 
-def choosing_auroc(predictions):
-    """AUROC, the mean over the classes where there are more than two."""
-    auroc = compute_metrics(predictions, num_resamples=0)["auroc"]
-    if auroc["value"] is None:
-        raise ValueError(f"the validation split has no AUROC to choose by: it {auroc['reason']}.")
-    return auroc["value"]
+def choosing_auroc(predictions: Predictions) -> tuple[float, list[str]]:
+    """AUROC, of more than two classes the mean over those that have one; and the others' names.
+
+    Raises:
+        ValueError: no class has one.
+    """
+    metrics = compute_metrics(predictions, num_resamples=0)
+    classes = metrics.get("classes", {"": metrics})
+    values = {name: entry["auroc"]["value"] for name, entry in classes.items()}
+    known = [value for value in values.values() if value is not None]
+    if not known:
+        reason = metrics["auroc"]["reason"]
+        raise ValueError(f"the validation split has no AUROC to choose by: it {reason}.")
+    return sum(known) / len(known), [name for name, value in values.items() if value is None]
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -160,21 +183,31 @@ def main(argv: list[str]) -> None:
     with accelerator.main_process_first():
         dataset = load_data(args)
         model, processor = build_model(dataset["train"], args)
+        teachers = None
+        if args.teacher:
+            models = {name: load_model(name) for name in args.teacher}
+            teachers = Teachers(models, processor, model.config, accelerator.device)
         splits = decode_splits(dataset, processor, args.cache_dir, args.max_unreadable)
         if args.operation_variant:
-            altered = make_variant(dataset["validation"], args.operation_variant)
-            altered = DatasetDict({"operation": altered})
+            altered = DatasetDict({"operation": dataset["validation"]})
             splits |= decode_splits(
-                altered, processor, args.cache_dir, args.max_unreadable, correct=False
+                altered, processor, args.cache_dir, args.max_unreadable, args.operation_variant
             )
     told = recipe(args)
-    summary = summarize(dataset, told["dataset_path"] or told["dataset"])
+    noticed = {name: split.warnings for name, split in splits.items()}
+    summary = summarize(dataset, told["dataset_path"] or told["dataset"], noticed)
     # Before any training: ids that clash, a validation split without an AUROC to choose by, images
     # that no operation can be fitted on.
     for name, split in splits.items():
+        if name == "train":
+            continue
         blank = to_predictions(split, torch.zeros(len(split), len(split.class_names)), name)
-        if name == "validation":
-            choosing_auroc(blank)
+        if name == "validation" and (absent := choosing_auroc(blank)[1]):
+            logger.warning(
+                "The validation split lacks images with or without %s: the AUROC that chooses the "
+                "epoch is the mean over the other classes.",
+                ", ".join(absent),
+            )
         if name in ("validation", "operation"):
             fit_operation(blank, args.threshold_rule, args.target_sensitivity, args.abstain_share)
     batch_sizes = {"train": args.per_device_train_batch_size}
@@ -189,19 +222,12 @@ def main(argv: list[str]) -> None:
         for name, split in splits.items()
     }
 
-    # Optimizer; matrices and kernels decay, biases and normalisation do not
+    # Optimizer; matrices and kernels decay, biases and normalisation do not: pulled to 0 they would
+    # switch channels off
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     average = weight_average(model, args.ema_decay) if args.ema_decay else None
-    teachers = None
-    if args.teacher:
-        models = {name: load_model(name) for name in args.teacher}
-        teachers = Teachers(models, processor, model.config, accelerator.device)
-    kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": kernels}, {"params": vectors, "weight_decay": 0.0}],
-        lr=args.learning_rate,
-        weight_decay=args.weight_decay,
+        param_groups_weight_decay(model, args.weight_decay), lr=args.learning_rate
     )
     num_batches = len(loaders["train"])
     updates = math.ceil(num_batches / accelerator.gradient_accumulation_steps)
@@ -244,7 +270,7 @@ def main(argv: list[str]) -> None:
         loaders["train"].set_epoch(epoch)
         images_seen = progress["batch"] * loaders["train"].total_batch_size
         bar = tqdm(
-            total=len(splits["train"]),
+            total=min(len(splits["train"]), num_batches * loaders["train"].total_batch_size),
             initial=images_seen,
             desc=f"epoch {epoch + 1}/{args.num_train_epochs}",
             unit="image",
@@ -253,8 +279,7 @@ def main(argv: list[str]) -> None:
         for batch in skip_first_batches(loaders["train"], progress["batch"]):
             # A seed for every batch, so that a resumed run draws what an unbroken one draws.
             step = epoch * num_batches + progress["batch"]
-            draw = step * accelerator.num_processes + accelerator.process_index
-            torch.manual_seed((args.seed << 32) + draw)
+            torch.manual_seed(mix_seed(args.seed, step, accelerator.process_index))
             with accelerator.accumulate(model):
                 images = augment(batch["pixels"], args)
                 pixel_values = processor.normalize(images)
@@ -301,7 +326,7 @@ def main(argv: list[str]) -> None:
             "validation_loss": classification_loss(logits, labels, raw_model.config).item(),
             "validation_auroc": choosing_auroc(
                 to_predictions(splits["validation"], logits, "validation")
-            ),
+            )[0],
             "learning_rate": scheduler.get_last_lr()[0],
             "seconds": seconds,
             "images_per_second": (bar.total - images_seen) / seconds,
@@ -326,17 +351,15 @@ def main(argv: list[str]) -> None:
     # Evaluation of the best weights, in full precision, as whoever loads them will run them
     final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     final.load_state_dict(best)
-    detector, threshold = fit_outlier_detector(
-        splits["train"].pixels, splits["validation"].pixels, processor, args.seed
-    )
-    final.set_outlier_detector(detector.to(accelerator.device), threshold)
     if args.half:
         final.load_state_dict(half_state(final))
-    scored = [
-        name for name in splits if name != "train" and not (name == "test" and args.skip_test)
-    ]
+    scored = [name for name in splits if name != "train"]
     logits = {name: predict(final, loaders[name], processor, accelerator) for name in scored}
     if accelerator.is_main_process:
+        if args.outlier_detector != "none":
+            pixels = (splits[name].pixels for name in ("train", "validation"))
+            fit = DETECTORS[args.outlier_detector]
+            final.set_outlier_detector(*fit(*pixels, processor, args.seed))
         partial = output_dir / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         device = f"{accelerator.num_processes} x {accelerator.device.type}"

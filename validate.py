@@ -15,9 +15,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from datasets_scripts import SOURCES, VARIANTS, content_hashes, load_cxr_dataset, make_variant
+from datasets_scripts import PERTURBATIONS, content_hashes, load_cxr_dataset, sources
 from evaluation.calibration import apply_operation
 from evaluation.metrics import format_metric
 from evaluation.predictions import (
@@ -30,7 +30,7 @@ from evaluation.validation import bare_context, describe_predictions, score_repo
 from training.arguments import check_ranges, option, recipe
 from training.heatmaps import draw_gallery, randomization_rows, saliency_rows
 from training.launch import make_accelerator
-from training.subject import Subject
+from training.subject import Subject, was_trained_on
 
 logger = logging.getLogger("validate")
 BESIDE = ("context.json", "saliency.csv", "randomization.json", "gallery.json", "gallery")
@@ -56,12 +56,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     what("--model", nargs="+", metavar="PATH_OR_ID", help="saved folders or Hub ids")
     what("--rescore", metavar="CSV", help="a predictions.csv, with what lies beside it")
     add("--output_dir", default="report", help="the report folder")
-    add("--dataset", default="phantom", help=f"{', '.join(SOURCES)}, a folder, a file, or a Hub id")
+    add(
+        "--dataset",
+        default="phantom",
+        help=f"{', '.join(sources())}, a folder, a file, or a Hub id",
+    )
     pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
     add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
     add("--dataset_options", help="the source's own, as extra=PATH", **pairs)
     add("--split", default="test", help="train, validation, test, or all of them together")
-    add("--variant", choices=sorted(VARIANTS), help="alter the images: a test for shortcuts")
+    add("--variant", choices=sorted(PERTURBATIONS), help="alter the images: a test for shortcuts")
     add("--max_eval_samples", type=int, help="score so many images")
     add("--max_unreadable", type=float, default=0.01, help="share of damaged images to put up with")
     add("--cache_dir", default="~/.cache/cxr-classification", help="where decoded pixels are kept")
@@ -87,18 +91,22 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 # --------------------------------------------------------------------------------------------- data
 
 
-def load_split(args: argparse.Namespace) -> Dataset:
-    """The split to validate on, altered by --variant."""
+def load_split(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
+    """The split to validate on, and those of --model that were trained on images of it."""
     dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
     if args.split != "all" and args.split not in dataset:
         raise ValueError(
             f"{args.dataset} has no split {args.split!r}; it has {', '.join(dataset)}, or all."
         )
-    parts = list(dataset.values()) if args.split == "all" else [dataset[args.split]]
-    split = concatenate_datasets(parts)
+    if args.split != "all":
+        dataset = DatasetDict({args.split: dataset[args.split]})
+    told = recipe(args)
+    name = told["dataset_path"] or told["dataset"]
+    seen = [model for model in args.model if was_trained_on(model, dataset, name)]
+    split = concatenate_datasets(list(dataset.values()))
     if args.max_eval_samples is not None and args.max_eval_samples < len(split):
         split = split.shuffle(seed=0).select(range(args.max_eval_samples))
-    return make_variant(split, args.variant, args.seed) if args.variant else split
+    return split, seen
 
 
 def short_names(ids: list[str]) -> list[str]:
@@ -147,6 +155,12 @@ def open_report(folder: Path) -> None:
 
 def look(folder: Path, pairs: list[tuple[Subject, Predictions]], args: argparse.Namespace) -> None:
     """saliency.csv, randomization.json and the gallery of models at their operating points."""
+    blind = [subject.name for subject, _ in pairs if not subject.has_heatmaps()]
+    if blind:
+        logger.warning("No feature maps, and so no heatmaps, of %s.", ", ".join(blind))
+    pairs = [(subject, operated) for subject, operated in pairs if subject.name not in blind]
+    if not pairs:
+        return
     rows = [row for subject, operated in pairs for row in saliency_rows(subject, operated, args)]
     if rows:
         write_saliency(folder / "saliency.csv", rows)
@@ -172,7 +186,7 @@ def main(argv: list[str]) -> None:
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             open_report(folder)
-        split = load_split(args)
+        split, seen = load_split(args)
         subjects = [Subject(name, model, split, args) for name, model in zip(names, args.model)]
         if args.prevalence is not None and subjects[0].class_names[2:]:
             raise ValueError(f"--prevalence {args.prevalence} is for two classes.")
@@ -186,6 +200,13 @@ def main(argv: list[str]) -> None:
     told = recipe(args)
     name = told["dataset_path"] or told["dataset"]
     title = f"{' and '.join(names)} on {name}, {args.split}"
+    if seen:
+        learned = " and ".join(short_names(seen))
+        logger.warning(
+            "%s learned from images of this split: the figures say nothing of new ones; use "
+            "--split test, or another set.", learned,
+        )  # fmt: skip
+        title += f", with training images of {learned}"
     digest = hashlib.sha256("".join(content_hashes(split)).encode()).hexdigest()
     context = {
         "title": title + (f" ({args.variant})" if args.variant else ""),

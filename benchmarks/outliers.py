@@ -1,6 +1,6 @@
 """What the outlier detectors flag: `python benchmarks/outliers.py DATA OTHERS DIR MODEL...`.
 
-DATA is the folder of recipes/comparison.sh; OTHERS holds manifest.csv, a row an image that is no
+DATA is the folder of recipes/kermany/study.sh; OTHERS holds manifest.csv, a row an image that is no
 chest X-ray: file, kind, package. DIR gets scores.csv, a row an image and a score a model, and
 thresholds.json.
 """

@@ -7,38 +7,10 @@ import logging
 import sys
 from pathlib import Path
 
-from . import check_leaks, describe, load_cxr_dataset, regroup, source_options
-from .parquet import drop_unreadable, push, write
-from .pixels import MAX_UNREADABLE
-
-PATHS = {
-    "kermany": "the chest_xray folder, its parent, one of its splits, or the zip as downloaded",
-    "folder": "a folder with class/file or split/class/file",
-    "hub": "the id of a data set on the Hub, org/name",
-    "manifest": "a CSV file with a row an image",
-}
-OPTION_HELP = {
-    "cache_dir": "where a zip is unpacked",
-    "columns": "further columns to keep as text, joined by commas",
-    "config_name": "configuration of the data set on the Hub",
-    "extra": "folder with manifest.csv and lung_masks/ that describe the images",
-    "file_column": "column with the images' paths (found by its usual names)",
-    "image_column": "column with the images (found where there is one)",
-    "image_size": "pixels a side",
-    "label_column": "column with the labels (found by its usual names)",
-    "num_test": "images in the test split",
-    "num_train": "images in the training split",
-    "num_validation": "images in the validation split",
-    "patient_column": "column with the patients (found by its usual names)",
-    "patient_regex": "regular expression whose first group is the patient in a file name",
-    "revision": "branch, tag or commit on the Hub",
-    "root": "folder that the files are relative to (the CSV file's own)",
-    "seed": "seed of what is drawn at random",
-    "test_share": "share of the images for the test split where the source has none",
-    "validation_share": "share of the training images held out, by patient, where there is no "
-    "validation split",
-    "where": "column=regex: rows to keep",
-}
+from datasets_scripts.leaks import check_leaks, describe, regroup
+from datasets_scripts.parquet import drop_unreadable, push, write
+from datasets_scripts.pixels import MAX_UNREADABLE
+from datasets_scripts.registry import load_cxr_dataset, source_options, sources
 
 
 def make_parser(source: str) -> argparse.ArgumentParser:
@@ -50,8 +22,8 @@ def make_parser(source: str) -> argparse.ArgumentParser:
         description="Convert a chest X-ray set to one schema and print what it holds.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    if source in PATHS:
-        parser.add_argument("path", help=PATHS[source])
+    if sources()[source].path_help:
+        parser.add_argument("path", help=sources()[source].path_help)
     parser.add_argument(
         "--output", metavar="DIR", help="write Parquet and a data card into this new folder"
     )
@@ -71,11 +43,8 @@ def make_parser(source: str) -> argparse.ArgumentParser:
         help="share of unreadable images that is left out",
     )
     options = parser.add_argument_group(f"options of {source}")
-    for name, parameter in source_options(source).items():
-        kind = str if parameter.default is None else type(parameter.default)
-        options.add_argument(
-            f"--{name}", type=kind, default=parameter.default, help=OPTION_HELP[name]
-        )
+    for name, (default, kind, meaning) in source_options(source).items():
+        options.add_argument(f"--{name}", type=kind, default=default, help=meaning)
     return parser
 
 
@@ -95,7 +64,8 @@ def main(source: str, arguments: list[str] | None = None) -> None:
         check_leaks(dataset)
         if given.output or given.push_to_hub:
             dataset = drop_unreadable(dataset, given.max_unreadable)
-        name = Path(given.path).resolve().name if source in ("folder", "manifest") else path
+        local = path and not sources()[source].remote
+        name = Path(path).resolve().name if local else path or ""
         if given.output:
             print(f"written to {write(dataset, given.output, source, name)}")
         if given.push_to_hub:

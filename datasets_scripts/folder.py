@@ -1,205 +1,196 @@
-"""Your own images: any `split/class/file` or `class/file` tree, with an optional `metadata.csv` at
-its root.
-"""
+"""Your own images: any `split/class/file` or `class/file` tree, with or without metadata files."""
 
-import csv
 import logging
-import re
-from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from collections.abc import Iterable
+from pathlib import Path
 
 from datasets import DatasetDict
 
-from .schema import IMAGE_SUFFIXES, OPTIONAL, SPLIT_NAMES, build, make_features
-from .splits import complete_splits, content_hash, group_ids
+from datasets_scripts.files import IMAGE_SUFFIXES, IMAGES, contents, find_images, subfolders
+from datasets_scripts.labels import holds_lists, is_negative, text_of
+from datasets_scripts.schema import Source, assemble
+from datasets_scripts.splits import read_splits
+from datasets_scripts.tables import read_metadata
 
 logger = logging.getLogger(__name__)
 
-METADATA = ("patient_id", "subtype", "view", "age", "sex", "labels")
+SOURCE = Source(
+    name="folder",
+    title="images of the folder `{path}`",
+    path_help="a folder with class/file or split/class/file",
+)
 
 
-def patient_finder(patient_regex: str) -> Callable[[str], str]:
-    """A function from an image's name to its patient: the first group of the regular expression,
-    found anywhere.
-    """
-    try:
-        pattern = re.compile(patient_regex)
-    except re.error as error:
-        raise ValueError(
-            f"patient_regex {patient_regex!r} is not a regular expression: {error}"
-        ) from error
-    if not pattern.groups:
-        raise ValueError(
-            f"patient_regex {patient_regex!r} has no group: put the patient's part in parentheses"
-        )
+def load(path: str | Path, **options) -> DatasetDict:
+    """A tree of images in the one schema. Splits given as folders stay; train then gives a part
+    where there is no validation folder; `class/file` is split by both shares. Always by patient and
+    content.
 
-    def patient(name: str) -> str:
-        found = pattern.search(name)
-        if not found or not found[1]:
-            raise ValueError(
-                f"patient_regex {patient_regex!r} finds no patient in the file name {name!r}"
-            )
-        return found[1]
+    Metadata files (see `tables.read_metadata`) may give patients, columns of the schema, and
+    labels: then folders mean no class. A column `labels`, or lists in any, makes the set
+    multi-label. Masks of lungs beside the images become `lung_mask`.
 
-    return patient
+    Args:
+        path: of the folder.
+        **options: of `assemble`.
 
-
-class Found(NamedTuple):
-    """An image: its file, its split where folders name one, its classes, its name in the class."""
-
-    file: Path
-    split: str | None
-    labels: list[str]
-    name: str
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
-    return [child for child in children if child.name[0] != "." and child.name != "__MACOSX"]
-
-
-def _images(paths: Iterable[Path]) -> list[Path]:
-    return sorted(
-        path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."
-    )
-
-
-def _read_metadata(root: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """The known columns of metadata.csv and its rows by file_name; both empty without the file."""
-    path = root / "metadata.csv"
-    if not path.is_file():
-        return [], {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or []
-        if "file_name" not in header:
-            raise ValueError(f"{path} has no column file_name: its columns are {', '.join(header)}")
-        rows: dict[str, dict[str, str]] = {}
-        for row in reader:
-            name = row["file_name"]
-            if name in rows or not (root / name).is_file():
-                wrong = "twice" if name in rows else f"but no such file is under {root}"
-                raise ValueError(f"{path} lists {name!r} {wrong}: each file needs one row")
-            rows[name] = row
-    return [column for column in METADATA if column in header], rows
-
-
-def _listed(root: Path, metadata: dict[str, dict[str, str]]) -> list[Found]:
-    """The images of a multi-label metadata.csv; split folders are kept, others mean nothing."""
-    found = []
-    for name, row in metadata.items():
-        folders = PurePosixPath(name).parts[:-1]
-        split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
-        labels = [label for label in row["labels"].split("|") if label]
-        found.append(Found(root / name, split, labels, PurePosixPath(name).name))
-    if len({image.split is None for image in found}) == 2:
-        raise ValueError(f"{root / 'metadata.csv'} lists images in and outside split folders")
-    unlisted = len(set(_images(root.rglob("*"))) - {image.file for image in found})
-    if unlisted:
-        logger.warning("%d images under %s are not in metadata.csv: left out", unlisted, root)
-    return found
-
-
-def _scan(root: Path) -> list[Found]:
-    """The images of a class tree: split/class/file where folders are named like splits."""
-    folders = _subfolders(root)
-    splits = {folder: SPLIT_NAMES.get(folder.name.lower()) for folder in folders}
-    if any(splits.values()):
-        for folder, split in splits.items():
-            if not split:
-                raise ValueError(
-                    f"{folder} stands beside split folders but is none of {', '.join(SPLIT_NAMES)}"
-                )
-        classes = [(child, splits[folder]) for folder in folders for child in _subfolders(folder)]
-    else:
-        classes = [(folder, None) for folder in folders]
-    for folder in [root, *(folder for folder in folders if splits[folder])]:
-        if loose := _images(folder.glob("*")):
-            raise ValueError(f"{loose[0]} stands in no class folder: expected split/class/file")
-    found = []
-    for folder, split in classes:
-        images = _images(folder.rglob("*"))
-        if not images:
-            raise ValueError(f"class folder {folder} is empty: put images in it or remove it")
-        found += [
-            Found(file, split, [folder.name], file.relative_to(folder).as_posix())
-            for file in images
-        ]
-    return found
-
-
-def load(
-    path: str | Path,
-    patient_regex: str | None = None,
-    validation_share: float = 0.1,
-    test_share: float = 0.2,
-    seed: int = 42,
-) -> DatasetDict:
-    """A tree of images in the one schema. Splits given as folders stay; train then gives
-    `validation_share` of its images where there is no validation folder; `class/file` is split by
-    both shares. Always by patient and content.
-
-    Patients come from `patient_regex` where it is given, else from metadata.csv, else each file is
-    its own. With a `labels` column (names joined by |, empty for none) the set is multi-label and
-    needs no class folders.
+    Raises:
+        ValueError: folders that are no such tree, or metadata that do not fit the images.
+        FileNotFoundError: a file that is listed, or that a link names, is not there.
     """
     root = Path(path).resolve()
-    columns, metadata = _read_metadata(root)
-    multi_label = "labels" in columns
-    found = _listed(root, metadata) if multi_label else _scan(root)
-    if not found:
+    images, lungs, masks = find_images(root)
+    if not images:
         raise ValueError(
-            f"{root} holds no images: expected class/file or split/class/file with "
-            f"{', '.join(IMAGE_SUFFIXES)}"
+            f"{root} {contents(root)}: expected class/file or split/class/file with "
+            f"{', '.join(IMAGE_SUFFIXES)} or DICOM files."
         )
-    find_patient = patient_finder(patient_regex) if patient_regex else None
-    if not find_patient and "patient_id" not in columns:
+    if masks:
         logger.warning(
-            "%s names no patients: each of %d files counts as its own patient (set patient_regex "
-            "where names carry one)",
+            "%d masks under %s are of no lungs or of no image, as %s: left out.",
+            len(masks),
             root,
-            len(found),
+            masks[0].relative_to(root),
         )
-    classes = sorted({label for image in found for label in image.labels})
-    optional = tuple(column for column in columns if column in OPTIONAL)
-    names = {image.name for image in found}
-    rows = []
-    for image in found:
-        inside = image.file.relative_to(root).as_posix()
-        extra = metadata.get(inside, {})
-        if find_patient:
-            patient = find_patient(image.name)
-        else:
-            patient = extra.get("patient_id") if "patient_id" in columns else inside
-        if not patient:
-            raise ValueError(f"metadata.csv gives {inside} no patient_id: give each image one")
-        image_id = image.name if len(names) == len(found) else inside
-        ids = {"image_id": image_id, "patient_id": patient, "source": root.name}
-        indices = [classes.index(label) for label in image.labels]
-        label = {"labels": indices} if multi_label else {"label": indices[0]}
-        known = {column: _value(column, extra.get(column)) for column in optional}
-        rows.append({"image": str(image.file), **label, **ids, **known})
-    patients = [row["patient_id"] for row in rows]
-    groups = group_ids(patients, [content_hash(row["image"]) for row in rows])
-    labels = [tuple(row["labels"]) if multi_label else (row["label"],) for row in rows]
-    given = [image.split for image in found] if found[0].split else None
-    splits = complete_splits(given, groups, labels, validation_share, test_share, seed)
-    return build(rows, splits, make_features(classes, multi_label, optional))
+    metadata = read_metadata(root)
+    columns = list(next(iter(metadata.values()), {}))
+    if "label" in columns:
+        records = _listed(root, images, metadata)
+    else:
+        records = _tree(root, images, options)
+    multi_label = "label" in columns and holds_lists(row["label"] for row in metadata.values())
+    given = [column for column in columns if column not in ("label", "patient_id", "split")]
+    for record in records:
+        file = Path(record["image"])
+        row = metadata.get(file, {})
+        record["patient_id"] = text_of(row.get("patient_id"))
+        if "patient_id" in columns and not record["patient_id"]:
+            raise ValueError(
+                f"metadata of {root} gives {record['path']} no patient_id: give each image one."
+            )
+        record |= {"image": str(file), "source": root.name}
+        record |= {column: row.get(column) for column in given}
+        if lungs:
+            record["lung_mask"] = record.get("lung_mask") or (
+                str(lungs[file]) if file in lungs else None
+            )
+    return assemble(records, str(root), multi_label, **options)
 
 
-def _value(column: str, text: str | None) -> str | float | None:
-    if not text or column != "age":
-        return text or None
-    try:
-        return float(text)
-    except ValueError as error:
+def _listed(root: Path, images: list[Path], metadata: dict[Path, dict]) -> list[dict]:
+    """The images of metadata with labels; folders of splits are kept, others mean nothing."""
+    records = []
+    for file, row in metadata.items():
+        path, said = file.relative_to(root), text_of(row.get("split"))
+        splits = read_splits([*path.parts[:-1], *([said] if said else [])])
+        if said and not splits[said]:
+            raise ValueError(
+                f"metadata of {root} gives {path} the split {said!r}: use train, validation or "
+                "test."
+            )
+        records.append(
+            {
+                "image": file,
+                "label": row["label"],
+                "name": file.name,
+                "path": path.as_posix(),
+                "split": next(filter(None, splits.values()), None),
+            }
+        )
+    if len({record["split"] is None for record in records}) == 2:
+        raise ValueError(f"metadata of {root} lists images in and outside split folders.")
+    if unlisted := len(set(images) - set(metadata)):
+        logger.warning("%d images under %s are not in its metadata: left out.", unlisted, root)
+    return records
+
+
+def _tree(root: Path, images: list[Path], options: dict) -> list[dict]:
+    """The images of a class tree, where folders are named like splits of split/class/file or
+    class/split/file.
+    """
+    top = root
+    while len(folders := subfolders(top)) == 1 and _holds_set(folders[0]):
+        top = folders[0]
+    inner = {folder: subfolders(folder) for folder in folders}
+    splits = read_splits(folder.name for folder in folders)
+    below = {folder: read_splits(child.name for child in inner[folder]) for folder in folders}
+    if any(splits.values()):
+        for folder in folders:
+            if not splits[folder.name]:
+                raise ValueError(
+                    f"{folder} stands beside split folders but is none of train, validation and "
+                    "test: name it so, or move it away."
+                )
+        classes = {
+            child: (child.name, splits[folder.name])
+            for folder in folders
+            for child in inner[folder]
+        }
+    elif folders and all(names and all(names.values()) for names in below.values()):
+        classes = {
+            child: (folder.name, below[folder][child.name])
+            for folder in folders
+            for child in inner[folder]
+        }
+    else:
+        _check_level(top, inner, options)
+        classes = {folder: (folder.name, None) for folder in folders}
+    records, empty = [], set(classes)
+    for file in images:
+        folder = next((parent for parent in file.parents if parent in classes), None)
+        if folder is None:
+            raise ValueError(
+                f"{file} stands in no class folder: expected split/class/file or class/file, or a "
+                "metadata file with a column label or labels."
+            )
+        empty.discard(folder)
+        label, split = classes[folder]
+        inside = [part for part in file.relative_to(folder).parts if not IMAGES.fullmatch(part)]
+        records.append(
+            {
+                "image": file,
+                "label": [label],
+                "name": "/".join(inside),
+                "path": file.relative_to(root).as_posix(),
+                "split": split,
+            }
+        )
+    if empty:
+        folder = min(empty)
         raise ValueError(
-            f"metadata.csv gives the age {text!r}: a number of years is needed"
-        ) from error
+            f"class folder {folder} {contents(folder)}: put images in it or remove it."
+        )
+    return records
+
+
+def _holds_set(folder: Path) -> bool:
+    """Whether the folders in a folder are named like splits, or one like the negative class."""
+    names = [child.name for child in subfolders(folder)]
+    return any(read_splits(names).values()) or _names_classes(names)
+
+
+def _names_classes(names: Iterable[str]) -> bool:
+    """Whether folders are named like classes, one of them the negative one; 0 may be a patient."""
+    return any(is_negative(name) and not name.isdecimal() for name in names)
+
+
+def _check_level(root: Path, folders: dict[Path, list[Path]], options: dict) -> None:
+    """Refuses folders that may be sites or other parts, with the classes in each of them."""
+    below = [{child.name for child in children} for children in folders.values()]
+    if len(folders) < 2 or options.get("classes") or any(is_negative(f.name) for f in folders):
+        return
+    classes = [_names_classes(names) for names in below]
+    same = len(below[0]) > 1 and all(names == below[0] for names in below)
+    if sum(classes) > 1 or (same and not options.get("patient_regex")):
+        raise ValueError(
+            f"the folders {', '.join(sorted(f.name for f in folders))} of {root} hold the same "
+            f"folders, as {', '.join(sorted(set.union(*below))[:2])}: where those are the classes, "
+            "move them up to split/class or class; where they are not, name the classes with "
+            "classes=A,B."
+        )
 
 
 if __name__ == "__main__":
-    from .cli import main
+    from datasets_scripts.cli import main
 
-    main("folder")
+    main(SOURCE.name)

@@ -11,18 +11,45 @@ import shutil
 import zipfile
 import zlib
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from datasets import DatasetDict
 
-from .schema import IMAGE_SUFFIXES, SPLIT_NAMES, build, make_features
-from .splits import complete_splits, content_hash, group_ids
-from .tables import file_inside, pixels_or_none, read_table
+from datasets_scripts.files import IMAGE_SUFFIXES, is_visible
+from datasets_scripts.hashes import CACHE_DIR
+from datasets_scripts.schema import Source, assemble
+from datasets_scripts.splits import read_splits
+from datasets_scripts.tables import file_inside, pixels_or_none, read_table
 
 CLASSES = ("NORMAL", "PNEUMONIA")
+SOURCE = Source(
+    name="kermany",
+    title="D. Kermany, K. Zhang, M. Goldbaum, Labeled Optical Coherence Tomography (OCT) and "
+    "Chest X-Ray Images for Classification, Mendeley Data, 2018, doi:10.17632/rscbjbr9sj",
+    path_help="the chest_xray folder, its parent, one of its splits, or the zip as downloaded",
+    classes=CLASSES,
+    citation="Kermany et al., Identifying Medical Diagnoses and Treatable Diseases by Image-Based "
+    "Deep Learning, Cell 172, 2018, https://doi.org/10.1016/j.cell.2018.02.010",
+    licence="cc-by-4.0",
+    population="frontal X-rays of children aged 1 to 5 from routine care at one centre",
+    limits=(
+        "All images come from one paediatric centre (Guangzhou), from children aged 1 to 5: "
+        "nothing here says how the model does on adults, in other hospitals or with other "
+        "machines.",
+        "Labels are what experts read in the image, and some are wrong; a third expert checked the "
+        "official test images only.",
+        "The classes also differ in image size, aspect ratio, exposure and corner markers, such as "
+        "the letter R; a model can score well on such shortcuts.",
+    ),
+    out_of_scope=(
+        "Adults, infants, and findings other than pneumonia: the training images show none of "
+        "them.",
+    ),
+    ages=(1.0, 5.0),  # STAR Methods of the paper
+    hub_ids=("keremberke/chest-xray-classification", "hf-vision/chest-xray-pneumonia"),
+)
 # columns of the schema and of the manifest beside the lung masks
 EXTRA = {"lung_mask": "lung_mask", "original_width": "orig_w", "original_height": "orig_h"}
-CACHE_DIR = "~/.cache/cxr-classification"
 _KEY = re.compile(
     r"(?P<normal>(?:NORMAL2-)?IM-\d{4})-|person(?P<person>\d+)_(?P<kind>bacteria|virus)_"
 )
@@ -40,35 +67,38 @@ def patient_key(file_name: str) -> tuple[str, str] | None:
     return f"person{found['person']}_{found['kind']}", found["kind"]
 
 
-def _is_image(path: PurePosixPath | Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES
+def _is_image(path: PurePath) -> bool:
+    return is_visible(path) and path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def _split_folders(root: Path) -> list[Path]:
-    """The split folders of a Kermany tree: those with a NORMAL or PNEUMONIA folder inside."""
-    folders = [
-        child
-        for child in sorted(root.iterdir())
-        if child.is_dir() and child.name.lower() in SPLIT_NAMES
-    ]
-    return [folder for folder in folders if any((folder / name).is_dir() for name in CLASSES)]
+def _splits(folder: Path) -> dict[Path, str]:
+    """The split folders in a folder, those with a NORMAL or PNEUMONIA folder, and their splits."""
+    folders = [child for child in sorted(folder.iterdir()) if child.is_dir() and is_visible(child)]
+    named = read_splits(child.name for child in folders)
+    return {
+        child: named[child.name]
+        for child in folders
+        if named[child.name] and any((child / name).is_dir() for name in CLASSES)
+    }
 
 
-def find_splits(path: Path) -> list[Path]:
+def find_splits(path: Path) -> dict[Path, str]:
     """The split folders at `path`, which is the tree, its parent, or one of its splits; the
     outermost tree counts.
     """
-    if path.name.lower() in SPLIT_NAMES and any((path / name).is_dir() for name in CLASSES):
-        return [path]
-    children = sorted(child for child in path.iterdir() if child.is_dir())
-    for root in (path, *(child for child in children if child.name != "__MACOSX")):
-        if folders := _split_folders(root):
-            return folders
-    return []
+    (own,) = read_splits([path.name]).values()
+    if own and any((path / name).is_dir() for name in CLASSES):
+        return {path: own}
+    for root in (path, *(child for child in sorted(path.iterdir()) if child.is_dir())):
+        if is_visible(root) and (found := _splits(root)):
+            return found
+    return {}
 
 
-def is_kermany(path: Path) -> bool:
-    """Whether the folder is a Kermany tree whose files are named as in the original."""
+def recognise(path: Path) -> bool:
+    """Whether it is a zip, or a Kermany tree whose files are named as in the original."""
+    if path.is_file():
+        return path.suffix.lower() == ".zip"
     files = [
         file
         for folder in find_splits(path.resolve())
@@ -84,11 +114,11 @@ def zip_members(path: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
         with zipfile.ZipFile(path) as archive:
             names = [(info, PurePosixPath(info.filename)) for info in archive.infolist()]
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no readable zip file ({error}): download it again") from error
+        raise ValueError(f"{path} is no readable zip file ({error}): download it again.") from error
     trees: dict[tuple[str, ...], list[tuple[zipfile.ZipInfo, PurePosixPath]]] = {}
     for info, name in names:
         *tree, split, kind, _ = ("", "", *name.parts)
-        if split.lower() in SPLIT_NAMES and kind in CLASSES and _is_image(name):
+        if any(read_splits([split]).values()) and kind in CLASSES and _is_image(name):
             if not {"__MACOSX", ".."} & set(tree):
                 trees.setdefault(tuple(tree), []).append((info, PurePosixPath(*name.parts[-3:])))
     return trees[min(trees, key=lambda tree: (len(tree), tree))] if trees else []
@@ -102,7 +132,7 @@ def unzip(path: Path, cache_dir: str | Path = CACHE_DIR) -> Path:
     if not members:
         raise ValueError(
             f"{path} holds no train|val|test/NORMAL|PNEUMONIA images: unpack it and use --dataset "
-            "folder"
+            "folder."
         )
     contents = repr([(str(name), info.CRC, info.file_size) for info, name in members])
     digest = sha256(contents.encode()).hexdigest()[:16]
@@ -120,11 +150,11 @@ def unzip(path: Path, cache_dir: str | Path = CACHE_DIR) -> Path:
         if not target.is_dir():  # another process may have been faster
             os.rename(partial, target)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be unpacked ({error}): download it again") from error
+        raise ValueError(f"{path} cannot be unpacked ({error}): download it again.") from error
     except OSError as error:
         raise OSError(
             f"could not unpack {path} into {target.parent} ({error.strerror or error}): set "
-            "cache_dir to a folder with room"
+            "cache_dir to a folder with room."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -139,11 +169,11 @@ def read_extra(folder: Path) -> dict[str, dict[str, str | int | None]]:
     """
     table = folder / "manifest.csv"
     if not table.is_file():
-        raise FileNotFoundError(f"extra {folder} has no manifest.csv: give the folder that has it")
+        raise FileNotFoundError(f"extra {folder} has no manifest.csv: give the folder that has it.")
     header, rows = read_table(table)
     if missing := [name for name in ("name", *EXTRA.values()) if name not in header]:
         raise ValueError(
-            f"{table} has no column {missing[0]!r}: it is not a manifest of the Kermany images"
+            f"{table} has no column {missing[0]!r}: it is not a manifest of the Kermany images."
         )
     known = {}
     for row in rows:
@@ -158,18 +188,25 @@ def read_extra(folder: Path) -> dict[str, dict[str, str | int | None]]:
 
 def load(
     path: str | Path,
+    *,
     validation_share: float = 0.1,
     seed: int = 42,
     cache_dir: str | Path = CACHE_DIR,
     extra: str | Path | None = None,
 ) -> DatasetDict:
-    """The splits found at `path` (folder or zip): test as it is; train, with val, cut into train
-    and validation.
+    """The splits found at `path`: test as it is; train, with val, cut into train and validation.
 
-    `validation_share` of the training images is held out by patient with `seed`. The folder `extra`
-    with manifest.csv (a row a file name) and lung_masks/ adds lung_mask, original_width and
-    original_height. Raises ValueError for a tree that is not Kermany's, an empty class folder, a
-    file whose name gives no patient, or one that the manifest of `extra` does not list.
+    Args:
+        path: folder or zip.
+        validation_share: share of the training images held out, by patient
+        seed: of the validation split
+        cache_dir: where a zip is unpacked
+        extra: folder with manifest.csv (a row a file name) and lung_masks/, which add lung_mask,
+            original_width and original_height
+
+    Raises:
+        ValueError: a tree that is not Kermany's, an empty class folder, a file whose name gives no
+            patient, or one that the manifest of `extra` does not list.
     """
     path = Path(path)
     root = unzip(path, cache_dir) if path.is_file() else path
@@ -177,43 +214,48 @@ def load(
     if not folders:
         raise ValueError(
             f"{path} has no train, val or test folder with NORMAL and PNEUMONIA: use --dataset "
-            "folder"
+            "folder."
         )
-    rows, splits = [], []
-    for folder in folders:
-        for label, name in enumerate(CLASSES):
-            files = sorted(file for file in (folder / name).glob("*") if _is_image(file))
+    known = {} if extra is None else read_extra(Path(extra).expanduser().resolve())
+    records = []
+    for folder, split in folders.items():
+        for label in CLASSES:
+            files = sorted(file for file in (folder / label).glob("*") if _is_image(file))
             if not files:
                 raise ValueError(
-                    f"class folder {folder / name} is empty: every split needs images of {CLASSES}"
+                    f"class folder {folder / label} is empty: every split needs images of "
+                    f"{' and '.join(CLASSES)}."
                 )
-            splits += ["test" if folder.name.lower() == "test" else "train"] * len(files)
             for file in files:
                 key = patient_key(file.name)
                 if key is None:
                     raise ValueError(
                         f"{file} is not named like a Kermany image, so its patient is unknown: use "
-                        "--dataset folder --dataset_path"
+                        "--dataset folder --dataset_path."
                     )
-                ids = {"image_id": file.name, "patient_id": key[0], "source": "kermany"}
-                rows.append({"image": str(file), "label": label, **ids, "subtype": key[1]})
-    if extra is not None:
-        known = read_extra(Path(extra).expanduser().resolve())
-        if unlisted := [row["image_id"] for row in rows if row["image_id"] not in known]:
-            raise ValueError(
-                f"{extra}/manifest.csv does not list {len(unlisted)} of the {len(rows)} images, as "
-                f"{unlisted[0]!r}: it belongs to another set"
-            )
-        rows = [row | known[row["image_id"]] for row in rows]
-    optional = ("subtype",) if extra is None else ("subtype", *EXTRA)
-    patients = [row["patient_id"] for row in rows]
-    groups = group_ids(patients, [content_hash(row["image"]) for row in rows])
-    labels = [(row["label"],) for row in rows]
-    splits = complete_splits(splits, groups, labels, validation_share, seed=seed)
-    return build(rows, splits, make_features(list(CLASSES), optional=optional))
+                records.append(
+                    {
+                        "image": str(file),
+                        "label": label,
+                        "name": file.name,
+                        "path": file.relative_to(folder.parent).as_posix(),
+                        "split": "test" if split == "test" else "train",
+                        "patient_id": key[0],
+                        "source": SOURCE.name,
+                        "subtype": key[1],
+                        **known.get(file.name, {}),
+                    }
+                )
+    unlisted = [record["name"] for record in records if record["name"] not in known]
+    if extra is not None and unlisted:
+        raise ValueError(
+            f"{extra}/manifest.csv does not list {len(unlisted)} of the {len(records)} images, as "
+            f"{unlisted[0]!r}: it belongs to another set."
+        )
+    return assemble(records, str(path), order=CLASSES, validation_share=validation_share, seed=seed)
 
 
 if __name__ == "__main__":
-    from .cli import main
+    from datasets_scripts.cli import main
 
-    main("kermany")
+    main(SOURCE.name)

@@ -7,43 +7,48 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, DatasetInfo, Image, load_dataset
+from datasets import Dataset, DatasetDict, DatasetInfo, load_dataset
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import HTTPError
-from PIL import Image as PillowImage
 from tqdm.auto import tqdm
 
-from .pixels import MAX_UNREADABLE, in_order, report_unreadable
-from .schema import REQUIRED, class_names, encoded_images
-from .splits import check_leaks, describe
+from datasets_scripts.leaks import check_leaks, describe
+from datasets_scripts.pixels import (
+    MAX_UNREADABLE,
+    content,
+    in_order,
+    report_unreadable,
+    stored_rows,
+)
+from datasets_scripts.registry import known_sources, sources
+from datasets_scripts.schema import REQUIRED, Source, class_names, encoded_images
+from modeling.reading_cxr import open_image
 
 SHARD_BYTES = 400_000_000
 ROWS_AT_ONCE = 100
 TAG = "cxr-classification"
-ABOUT = {  # what is known of a source: its description and the licence's identifier on the Hub
-    "kermany": (
-        "D. Kermany, K. Zhang, M. Goldbaum, *Labeled Optical Coherence Tomography (OCT) and Chest "
-        "X-Ray Images for Classification*, Mendeley Data, 2018, doi:10.17632/rscbjbr9sj",
-        "cc-by-4.0",
-    ),
-    "phantom": ("computed chest phantoms; no patient was imaged", "apache-2.0"),
-    "hub": ("the data set `{path}` of the Hub; its terms of use hold", None),
-    "folder": ("images of the folder `{path}`", None),
-    "manifest": ("images that `{path}` lists", None),
-}
+SOURCE = Source(
+    name="parquet",
+    title="the data set of the folder `{path}`",
+    path_help="a folder that --output wrote",
+)
 
 
-def is_export(path: Path) -> bool:
-    """Whether the folder was written by `write`."""
+def recognise(path: Path) -> bool:
+    """Whether it is a folder that `write` wrote."""
     card = path / "README.md"
-    return any(path.glob("data/*.parquet")) and card.is_file() and TAG in card.read_text("utf-8")
+    return (
+        path.is_dir()
+        and any(path.glob("data/*.parquet"))
+        and card.is_file()
+        and TAG in card.read_text("utf-8")
+    )
 
 
 def load(path: str | Path) -> DatasetDict:
@@ -51,29 +56,24 @@ def load(path: str | Path) -> DatasetDict:
     loaded = load_dataset(str(path))
     there = set(next(iter(loaded.values())).features)
     if missing := {"image", "image_id", "patient_id", "source"} - there:
-        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}: export it again")
+        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}: export it again.")
     return loaded
 
 
 def drop_unreadable(dataset: DatasetDict, max_unreadable: float = MAX_UNREADABLE) -> DatasetDict:
-    """The set without images that do not decode fully: one warning a split, ValueError beyond the
-    share.
-    """
+    """The set without unreadable images: one warning a split, ValueError beyond the share."""
 
     def problem(stored: Dataset, row: int) -> str | None:
-        image = stored[row]["image"]
         try:
-            content = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
-            with PillowImage.open(content) as opened:
-                opened.load()
-        except (ValueError, OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
+            open_image(content(stored[row]["image"]), correct=False)
+        except (ValueError, OSError) as error:
             return str(error)
         return None
 
     readable = {}
     with ThreadPoolExecutor() as pool:
         for split, part in dataset.items():
-            stored = part.select_columns(["image"]).cast_column("image", Image(decode=False))
+            stored = stored_rows(part.select_columns(["image"]))
             results = in_order(pool, partial(problem, stored), len(part))
             bar = tqdm(results, total=len(part), desc=f"checking {split}", unit="image")
             found = list(bar)
@@ -110,7 +110,11 @@ def data_card(
     statement.
     """
     features = next(iter(dataset.values())).features
-    about, licence = ABOUT[source]
+    known, unknown = known_sources(dataset)
+    about = [] if sources()[source] in known else [sources()[source].title.format(path=path)]
+    about += [". ".join(filter(None, (one.title, one.citation))) for one in known]
+    licences = {None for _ in unknown} | {one.licence for one in known}
+    licence = licences.pop() if len(licences) == 1 else None
     info = DatasetInfo(features=features, splits=SplitDict({info.name: info for info in infos}))
     info.download_size, info.dataset_size = stored, sum(info.num_bytes for info in infos)
     front = DatasetCardData(
@@ -127,7 +131,7 @@ def data_card(
 
 # Chest X-rays: {", ".join(names)}
 
-Source: {about.format(path=path)}.
+Source: {"; ".join(about)}.
 
 Licence: {licence or "not stated by the source"}.
 
@@ -167,7 +171,7 @@ def write(dataset: DatasetDict, output: str | Path, source: str, path: str = "")
     """
     output = Path(output)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise ValueError(f"output {output} exists and is not an empty folder: choose a new one")
+        raise ValueError(f"output {output} exists and is not an empty folder: choose a new one.")
     check_leaks(dataset)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.partial")
     data = unfinished / "data"
@@ -179,7 +183,7 @@ def write(dataset: DatasetDict, output: str | Path, source: str, path: str = "")
         (unfinished / "README.md").write_text(card, "utf-8")
         os.replace(unfinished, output)
     except OSError as error:
-        raise OSError(f"could not write {output} ({error.strerror or error})") from error
+        raise OSError(f"could not write {output} ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return output
@@ -205,5 +209,5 @@ def push(
             )
         except (HTTPError, ConnectionError) as error:
             reason = str(error).splitlines()[-1]
-            raise OSError(f"could not push to data set {repo_id!r} ({reason})") from error
+            raise OSError(f"could not push to data set {repo_id!r} ({reason}).") from error
     return str(address)

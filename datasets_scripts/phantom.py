@@ -17,9 +17,21 @@ from datasets import DatasetDict
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .schema import build, make_features
+from datasets_scripts.schema import Source, build, make_features
 
 CLASSES = ("NORMAL", "OPACITY")
+SOURCE = Source(
+    name="phantom",
+    title="computed chest phantoms; no patient was imaged",
+    classes=CLASSES,
+    licence="apache-2.0",
+    population="synthetic chests made by the project's own code; a patient is a phantom",
+    limits=(
+        "The images are synthetic phantoms: the numbers show that the code works and say nothing "
+        "about real X-rays.",
+    ),
+    out_of_scope=("Real X-rays: it has seen synthetic ones only.",),
+)
 FIRST_INDEX = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
 
 # Difficulty: how dense and how large an opacity is, and the lung texture it hides in.
@@ -280,7 +292,7 @@ def generate(index: int, seed: int = 0, size: int = 128) -> Phantom:
     Odd indices carry opacities. Raises ValueError for a size under 32 pixels.
     """
     if size < 32:
-        raise ValueError(f"image_size {size} is too small for a phantom: use 32 or more")
+        raise ValueError(f"image_size {size} is too small for a phantom: use 32 or more.")
     rng = np.random.default_rng([seed, index])
     turn, right, down = rng.standard_normal(3)
     parts = _posed(_anatomy(rng), 0.045 * turn, 0.5 * right, 0.7 * down)
@@ -327,6 +339,7 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def load(
+    *,
     num_train: int = 1200,
     num_validation: int = 200,
     num_test: int = 400,
@@ -338,11 +351,21 @@ def load(
 
     A split's images depend on `seed` and `image_size` alone, so more of one split leaves the others
     as they are.
+
+    Args:
+        num_train: images in the training split
+        num_validation: images in the validation split
+        num_test: images in the test split
+        image_size: pixels a side
+        seed: of the series of phantoms
+
+    Raises:
+        ValueError: a number is negative, or the size under 32 pixels.
     """
     counts = dict(zip(FIRST_INDEX, (num_train, num_validation, num_test)))
     for split, count in counts.items():
         if count < 0:
-            raise ValueError(f"num_{split} {count} is negative: use 0 for no {split} split")
+            raise ValueError(f"num_{split} {count} is negative: use 0 for no {split} split.")
     rows, splits = [], []
     indices = [
         (split, FIRST_INDEX[split] + i) for split, count in counts.items() for i in range(count)
@@ -368,6 +391,6 @@ def load(
 
 
 if __name__ == "__main__":
-    from .cli import main
+    from datasets_scripts.cli import main
 
-    main("phantom")
+    main(SOURCE.name)

@@ -3,24 +3,89 @@ read again.
 """
 
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
-from .schema import encoded_images
+from datasets_scripts.perturb import NEEDS_LUNGS, RESHAPES, Sample, perturb, random_numbers
+from modeling.reading_cxr import CxrImage, open_image, read_mask
 
 logger = logging.getLogger(__name__)
 
 MAX_UNREADABLE = 0.01  # share of a split
 NAMED = 10  # unreadable images named in a message
+STORED = ("image", "lung_mask")  # columns that hold encoded images
 T = TypeVar("T")
+
+
+class Decoded(NamedTuple):
+    """What `read_pixels` gives.
+
+    Attributes:
+        pixels: uint16 (K, size, size), read-only.
+        kept: int64 (K,), the rows of the split they come from.
+        warnings: {what was noticed while reading, numbers left out: images}.
+    """
+
+    pixels: np.memmap
+    kept: np.ndarray
+    warnings: dict[str, int]
+
+
+def stored_rows(split: Dataset) -> Dataset:
+    """The split with its images and masks as they are encoded."""
+    for column in STORED:
+        if column in split.features:
+            split = split.cast_column(column, Image(decode=False))
+    return split
+
+
+def content(stored: dict) -> bytes | str:
+    """An encoded image's bytes where they are embedded, else its path."""
+    return stored["path"] if stored["bytes"] is None else stored["bytes"]
+
+
+def open_row(
+    row: dict, correct: bool = True, perturbation: str | None = None, seed: int = 0
+) -> tuple[CxrImage, tuple[float, float] | None]:
+    """A row's image as it is shown to a model, at its own size.
+
+    Args:
+        row: of `stored_rows`.
+        correct: see `modeling.reading_cxr.open_image`.
+        perturbation: applied to what is then left, see `perturb.PERTURBATIONS`.
+        seed: of the perturbation.
+
+    Returns:
+        The image, and its height and width before it was stretched, where the row says so and the
+        perturbation gave it no new shape.
+
+    Raises:
+        ValueError, OSError: the image or its mask cannot be read.
+    """
+    image = open_image(content(row["image"]), correct)
+    original = row.get("original_height"), row.get("original_width")
+    shape = None if None in original else image.part_of(original)
+    if perturbation is None:
+        return image, shape
+    lungs = None
+    if perturbation in NEEDS_LUNGS:
+        lungs = read_mask(content(row["lung_mask"]), image)
+        if not lungs.any():
+            raise ValueError("its lung mask is empty.")
+    sample = Sample(image.pixels, lungs, shape, random_numbers(seed, row["image_id"]))
+    image = image._replace(pixels=perturb(perturbation, sample))
+    return image, None if perturbation in RESHAPES else shape
 
 
 def original_shapes(dataset: Dataset) -> list[tuple[int, int] | None]:
@@ -31,24 +96,32 @@ def original_shapes(dataset: Dataset) -> list[tuple[int, int] | None]:
     return [None if None in pair else pair for pair in pairs]
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """A hex digest of the images of a split, in order: original shapes, and embedded bytes, or
-    path, size and modification time of files.
+def fingerprint(dataset: Dataset, columns: Sequence[str] = ("image",)) -> str:
+    """A hex digest of the images of a split, in order: their names, original shapes, and embedded
+    bytes, or path, size and modification time of files.
 
-    Raises OSError for a file that is gone.
+    Args:
+        columns: those of `STORED` that count.
+
+    Raises:
+        OSError: a file is gone.
     """
-    digest = hashlib.sha256(str(original_shapes(dataset)).encode())
-    for image in encoded_images(dataset):
-        if isinstance(image, str):
-            status = os.stat(image)
-            image = f"{image}\0{status.st_size}\0{status.st_mtime_ns}".encode()
-        digest.update(hashlib.sha256(image).digest())
+    names = [list(dataset["image_id"]), original_shapes(dataset)]
+    digest = hashlib.sha256(str(names).encode())
+    for row in stored_rows(dataset.select_columns(list(columns))):
+        for image in (content(row[column]) for column in columns):
+            if isinstance(image, str):
+                status = os.stat(image)
+                image = f"{image}\0{status.st_size}\0{status.st_mtime_ns}".encode()
+            digest.update(hashlib.sha256(image).digest())
     return digest.hexdigest()[:32]
 
 
 def report_unreadable(total: int, problems: list[str], max_unreadable: float) -> None:
-    """Warn of unreadable images ("name: reason") up to the share `max_unreadable` of `total`;
-    ValueError beyond it.
+    """Warn of unreadable images ("name: reason") up to the share `max_unreadable` of `total`.
+
+    Raises:
+        ValueError: there are more.
     """
     if not problems:
         return
@@ -64,50 +137,49 @@ def report_unreadable(total: int, problems: list[str], max_unreadable: float) ->
 
 def read_pixels(
     dataset: Dataset,
-    read: Callable[[str | bytes, tuple[int, int] | None], np.ndarray],
+    read: Callable[[dict], tuple[np.ndarray, Sequence[str]]],
     size: int,
     cache_file: str | Path,
     num_workers: int | None = None,
     max_unreadable: float = MAX_UNREADABLE,
     desc: str = "reading images",
-) -> tuple[np.memmap, np.ndarray]:
-    """(pixels, kept): uint16 (K, size, size), read-only, and the int64 (K,) rows of `dataset` they
-    come from.
+) -> Decoded:
+    """Every image decoded once into `cache_file`; where it is there already, nothing is decoded.
 
-    `read` turns a path or bytes, and what `original_shapes` says, into uint16 (size, size), and
-    runs in `num_workers` threads (default: the processor's cores; image decoders release the
-    interpreter lock). Every image is decoded once into `cache_file`, whose name should carry
-    `fingerprint(dataset)` and the settings of `read`; where it is there already, nothing is
-    decoded. Images for which `read` raises
-    ValueError or OSError are left out with one warning; ValueError where their share is above
-    `max_unreadable`, OSError where the cache cannot be written, and then no file is left behind.
+    Args:
+        read: turns a row of `stored_rows` into uint16 (size, size) and what was noticed, sentences;
+            it runs in `num_workers` threads, as image decoders release the interpreter lock.
+        cache_file: its name should carry `fingerprint(dataset)` and the settings of `read`.
+        num_workers: None for the processor's cores.
+        max_unreadable: images for which `read` raises ValueError or OSError are left out with one
+            warning, up to this share.
+
+    Raises:
+        ValueError: more images cannot be read.
+        OSError: the cache cannot be written; no file is left behind.
     """
     cache_file = Path(cache_file)
-    mask_file = cache_file.with_name(cache_file.name + ".kept.npy")
-    if cache_file.is_file() and mask_file.is_file():
-        kept = _valid(cache_file, np.load(mask_file), len(dataset), size)
-        if kept is not None:
-            return np.memmap(cache_file, np.uint16, "r", shape=(len(kept), size, size)), kept
+    facts_file = cache_file.with_name(cache_file.name + ".json")
+    if cache_file.is_file() and facts_file.is_file():
+        decoded = _reopen(cache_file, facts_file, len(dataset), size)
+        if decoded is not None:
+            return decoded
         logger.warning(
             "%s does not belong to these %d images: it is written again", cache_file, len(dataset)
         )
+    stored = stored_rows(dataset)
 
-    stored = dataset.select_columns(["image", "image_id"]).cast_column("image", Image(decode=False))
-    shapes = original_shapes(dataset)
-
-    def attempt(row: int) -> np.ndarray | str:
+    def attempt(row: int) -> tuple[np.ndarray, Sequence[str]] | str:
         entry = stored[row]
-        image = entry["image"]
         try:
-            content = image["path"] if image["bytes"] is None else image["bytes"]
-            pixels = read(content, shapes[row])
+            pixels, warnings = read(entry)
         except (ValueError, OSError) as error:
             return f"{entry['image_id']}: {error}"
         if pixels.shape != (size, size) or pixels.dtype != np.uint16:
             raise TypeError(f"read gave {pixels.dtype} {pixels.shape}, not uint16 ({size}, {size})")
-        return pixels
+        return pixels, warnings
 
-    mask, problems = np.zeros(len(dataset), bool), []
+    problems, left_out, noticed = [], [], Counter()
     partial = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.partial")
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
@@ -119,15 +191,16 @@ def read_pixels(
             ):
                 if isinstance(result, str):
                     problems.append(result)
-                else:
-                    file.write(result.tobytes())
-                    mask[row] = True
+                    left_out.append(row)
+                    continue
+                file.write(result[0].tobytes())
+                noticed.update({re.sub(r"\d[\d.,]*\b", "N", text) for text in result[1]})
             report_unreadable(len(dataset), problems, max_unreadable)
             file.flush()
             os.fsync(file.fileno())
-        with open(f"{partial}.kept", "wb") as file:
-            np.save(file, mask)
-        os.replace(f"{partial}.kept", mask_file)
+        facts = {"images": len(dataset), "left_out": left_out, "warnings": dict(noticed)}
+        Path(f"{partial}.json").write_text(json.dumps(facts))
+        os.replace(f"{partial}.json", facts_file)
         os.replace(partial, cache_file)
     except OSError as error:
         need = len(dataset) * size * size * 2 / 1e6
@@ -136,26 +209,25 @@ def read_pixels(
             "free space or choose another folder"
         ) from error
     finally:
-        for leftover in (partial, Path(f"{partial}.kept")):
+        for leftover in (partial, Path(f"{partial}.json")):
             if leftover.exists():
                 leftover.unlink()
-    kept = np.flatnonzero(mask)
-    return np.memmap(cache_file, np.uint16, "r", shape=(len(kept), size, size)), kept
+    return _reopen(cache_file, facts_file, len(dataset), size)
 
 
-def _valid(cache_file: Path, mask: np.ndarray, count: int, size: int) -> np.ndarray | None:
-    """The rows kept, where mask and file size agree with `count` images of `size` pixels a side;
-    else None.
-    """
-    kept = np.flatnonzero(mask)
-    fits = mask.shape == (count,) and cache_file.stat().st_size == len(kept) * size * size * 2
-    return kept if fits else None
+def _reopen(cache_file: Path, facts_file: Path, count: int, size: int) -> Decoded | None:
+    """What is in a cache; None where it is not that of `count` images of `size` pixels a side."""
+    facts = json.loads(facts_file.read_text())
+    kept = np.setdiff1d(np.arange(count), facts["left_out"])
+    if facts["images"] != count or cache_file.stat().st_size != len(kept) * size * size * 2:
+        return None
+    pixels = np.memmap(cache_file, np.uint16, "r", shape=(len(kept), size, size))
+    return Decoded(pixels, kept, facts["warnings"])
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:
     """function(0), function(1), ... with a bounded number under way, so that waiting results never
-    fill the memory.
-    """
+    fill the memory."""
     waiting = []
     for row in range(count):
         waiting.append(pool.submit(function, row))

@@ -1,20 +1,32 @@
-"""The one schema every source is converted to, and what a set must hold to be of use."""
+"""The one schema every source is converted to, from records to a set that is of use."""
 
-from collections.abc import Iterator
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    List,
+    Value,
+    concatenate_datasets,
+)
+
+from datasets_scripts.hashes import hash_images
+from datasets_scripts.labels import clean_labels, clean_order, order_classes, split_option
+from datasets_scripts.splits import complete_splits, group_ids
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "unlabelled")
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
 UNLABELLED = -1  # the label of an image that has none
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-SOURCE_AGES = {"kermany": [1.0, 5.0]}  # Kermany et al. 2018, STAR Methods
+MAX_CONFLICTS = 0.01  # share of the images
+NAMED = 5  # images or classes named in a message
 REQUIRED = ("image", "label", "labels", "image_id", "patient_id", "source")
 OPTIONAL = {
     "subtype": Value("string"),
@@ -27,10 +39,45 @@ OPTIONAL = {
     "boxes": List(List(Value("int32"))),  # pixels, [x0, y0, x1, y1], half-open
     "weight": Value("float32"),  # how often training draws the image, beside others
 }
+RECORD = ("image", "label", "name", "path", "split", "patient_id", "source")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a source beside its images: a module of this package has one, as `SOURCE`.
+
+    A run copies it into dataset.json, and the model card reads it there. Texts are plain.
+
+    Attributes:
+        name: of the module, and of the images in the column `source`.
+        title: what it is; {path} stands for the path or Hub id that is given.
+        path_help: what to give as path; empty where the source takes none.
+        remote: the path is no file or folder of this machine.
+        classes: in the order of their indices; empty where each set has its own.
+        citation: of the paper.
+        licence: its identifier on the Hub.
+        population: who was imaged, where and how.
+        limits, out_of_scope: sentences for the model card.
+        ages: the youngest and oldest, years.
+        hub_ids: copies on the Hub, of which the same holds.
+    """
+
+    name: str
+    title: str
+    path_help: str = ""
+    remote: bool = False
+    classes: tuple[str, ...] = ()
+    citation: str | None = None
+    licence: str | None = None
+    population: str | None = None
+    limits: tuple[str, ...] = ()
+    out_of_scope: tuple[str, ...] = ()
+    ages: tuple[float, float] | None = None
+    hub_ids: tuple[str, ...] = ()
 
 
 def make_features(
-    classes: list[str], multi_label: bool = False, optional: tuple[str, ...] = ()
+    classes: Sequence[str], multi_label: bool = False, optional: Sequence[str] = ()
 ) -> Features:
     """The columns of a set: image, label (or labels), image_id, patient_id, source and some of
     `OPTIONAL`; an optional column of any other name is text.
@@ -56,6 +103,207 @@ def build(rows: list[dict], splits: list[str], features: Features) -> DatasetDic
     )
 
 
+def assemble(
+    records: list[dict],
+    name: str,
+    multi_label: bool = False,
+    order: Sequence[str] = (),
+    stored: Dataset | None = None,
+    *,
+    label_map: dict | str | None = None,
+    classes: str | list[str] | None = None,
+    positive: str | None = None,
+    patient_regex: str | None = None,
+    max_conflicts: float = MAX_CONFLICTS,
+    validation_share: float = 0.1,
+    test_share: float = 0.2,
+    seed: int = 42,
+) -> DatasetDict:
+    """The images that a source found, as a set in the schema.
+
+    A record is a dict with
+
+        image       a path, or a dict of path and bytes; not where `stored` has it
+        label       what the source says of the class, see `labels.read_labels`; nothing in the
+                    split unlabelled
+        name        the file's name: the image_id, if no other image has it
+        path        unique: the image_id otherwise, and the patient of an image without one
+        split       or None for all: they are drawn. A part of train is held out where there is no
+                    validation split
+        patient_id  empty where the source does not say
+        source      where the image comes from
+
+    and the same further columns as every other record: some of `OPTIONAL`, or text. Patients, and
+    identical files, stay in one split. In a two-class set the finding is class 1.
+
+    Args:
+        records: of all images.
+        name: of the set, for messages.
+        multi_label: an image may have several labels, or none.
+        order: the classes, where the source has an order of its own; otherwise they are sorted.
+        stored: columns `image` and some of `OPTIONAL`, a row a record, that stay as they are.
+        label_map: other names for labels, as {0: NORMAL, 1: PNEUMONIA}
+        classes: all classes in their order, joined by commas
+        positive: the finding, in a two-class set: it becomes class 1
+        patient_regex: regular expression whose first group is the patient in a file's name or path
+        max_conflicts: share of images that may have an identical twin under another label
+        validation_share: share of the training images held out where there is no validation split
+        test_share: share of the images for the test split where there are no splits
+        seed: of what is drawn at random
+
+    Raises:
+        ValueError: an image has no label, options do not fit the data, too many identical images
+            have two labels, or there are too few patients to split.
+    """
+    order, ordered = clean_order(order, label_map), split_option(classes)
+    given = [record["label"] for record in records]
+    labels = clean_labels(given, ordered or order, label_map, name)
+    for record, row in zip(records, labels):
+        if not row and not multi_label and record["split"] != "unlabelled":
+            raise ValueError(f"{name} gives {record['path']!r} no label: give each image one.")
+        if len(row) > 1 and not multi_label:
+            raise ValueError(
+                f"{name} gives {record['path']!r} the labels {', '.join(row)}: a set of one label "
+                "an image is expected."
+            )
+    there = {label for row in labels for label in row}
+    known = order_classes(there, order, ordered, positive, multi_label, name)
+    index = {label: number for number, label in enumerate(known)}
+    indices = [tuple(index[label] for label in row) for row in labels]
+
+    patients = _patients(records, patient_regex, name)
+    unique = len({record["name"] for record in records}) == len(records)
+    ids = [record["name"] if unique else record["path"] for record in records]
+    if stored is None:
+        images = (record["image"] for record in records)
+        hashes = hash_images(one if isinstance(one, str) else one["bytes"] for one in images)
+    else:
+        hashes = content_hashes(stored)
+    splits = [record["split"] for record in records]
+    labelled = [row for row, split in enumerate(splits) if split != "unlabelled"]
+    check_conflicts(
+        [hashes[row] for row in labelled],
+        [labels[row] for row in labelled],
+        [records[row]["path"] for row in labelled],
+        name,
+        max_conflicts,
+    )
+    splits = complete_splits(
+        None if None in splits else splits,
+        group_ids(patients, hashes),
+        indices,
+        validation_share,
+        test_share,
+        seed,
+    )
+
+    optional = [column for column in records[0] if column not in RECORD]
+    features = make_features(known, multi_label, optional)
+    rows = [
+        {
+            "image": record.get("image"),
+            **({"labels": list(row)} if multi_label else {"label": row[0] if row else UNLABELLED}),
+            "image_id": image_id,
+            "patient_id": patient,
+            "source": record["source"],
+            **{column: record[column] for column in optional},
+        }
+        for record, row, image_id, patient in zip(records, indices, ids, patients)
+    ]
+    if stored is None:
+        return build(rows, splits, features)
+    del features["image"]
+    table = Dataset.from_dict(
+        {column: [row[column] for row in rows] for column in features}, features=features
+    )
+    table = concatenate_datasets([stored.cast_column("image", Image()), table], axis=1)
+    others = [column for column in stored.features if column != "image"]
+    table = table.select_columns(["image", *features, *others])
+    found = {name: [row for row, split in enumerate(splits) if split == name] for name in SPLITS}
+    return DatasetDict({name: table.select(chosen) for name, chosen in found.items() if chosen})
+
+
+def _patients(records: list[dict], patient_regex: str | None, name: str) -> list[str]:
+    """The patient of each image: by the expression, else the source's, else each its own."""
+    if patient_regex:
+        find = patient_finder(patient_regex)
+        return [find(record["name"], record["path"]) for record in records]
+    if alone := sum(not record["patient_id"] for record in records):
+        logger.warning(
+            "%s names no patient for %d of %d images: each of these counts as its own patient (set "
+            "patient_regex where names carry one).",
+            name,
+            alone,
+            len(records),
+        )
+    return [record["patient_id"] or record["path"] for record in records]
+
+
+def patient_finder(patient_regex: str) -> Callable[[str, str], str]:
+    """A function from an image's name and path to its patient: the first group of the expression,
+    found anywhere in the name, or else in the path.
+
+    Raises:
+        ValueError: it is no expression with a group, or, from the function, finds no patient.
+    """
+    try:
+        pattern = re.compile(patient_regex)
+    except re.error as error:
+        raise ValueError(
+            f"patient_regex {patient_regex!r} is not a regular expression: {error}."
+        ) from error
+    if not pattern.groups:
+        raise ValueError(
+            f"patient_regex {patient_regex!r} has no group: put the patient's part in parentheses."
+        )
+
+    def patient(name: str, path: str) -> str:
+        found = pattern.search(name) or pattern.search(path)
+        if not found or not found[1]:
+            raise ValueError(
+                f"patient_regex {patient_regex!r} finds no patient in the file name {name!r}."
+            )
+        return found[1]
+
+    return patient
+
+
+def check_conflicts(
+    hashes: list[str],
+    labels: list[list[str]],
+    names: list[str],
+    name: str,
+    max_conflicts: float = MAX_CONFLICTS,
+) -> None:
+    """Warns of identical images under different labels.
+
+    Raises:
+        ValueError: they are more than the share `max_conflicts` of the labelled images.
+    """
+    places: dict[str, dict[tuple[str, ...], list[str]]] = defaultdict(dict)
+    for digest, row, image in zip(hashes, labels, names):
+        places[digest].setdefault(tuple(sorted(row)), []).append(image)
+    twins = [found for found in places.values() if len(found) > 1]
+    if not twins:
+        return
+    count = sum(len(images) for found in twins for images in found.values())
+    named = "; ".join(
+        " and ".join(f"{images[0]} ({'|'.join(row) or 'none'})" for row, images in found.items())
+        for found in twins[:NAMED]
+    )
+    more = f"; and {len(twins) - NAMED} more" if len(twins) > NAMED else ""
+    message = (
+        f"{count} of {len(names)} images of {name} have an identical twin under another label "
+        f"({named}{more})"
+    )
+    if count > max_conflicts * len(names):
+        raise ValueError(
+            f"{message}: more than the {max_conflicts:.1%} that max_conflicts allows; leave one of "
+            "each."
+        )
+    logger.warning("%s: both labels stay.", message)
+
+
 def class_names(dataset: Dataset) -> list[str]:
     """Names of the classes, in the order of their indices."""
     features = dataset.features
@@ -71,18 +319,6 @@ def label_sets(dataset: Dataset) -> list[tuple[int, ...]]:
     return [() if label == UNLABELLED else (label,) for label in dataset["label"]]
 
 
-def age_range(dataset: Dataset) -> list[float] | None:
-    """The youngest and oldest in whole years, without the outermost hundredths, which hold slips of
-    the pen; of a source without ages what its paper says; else None.
-    """
-    if "age" in dataset.features:
-        ages = sorted(age for age in dataset["age"] if age is not None)
-        if ages:
-            margin = len(ages) // 100
-            return [float(int(ages[margin])), float(int(ages[-1 - margin]))]
-    return SOURCE_AGES.get(dataset["source"][0])
-
-
 def encoded_images(dataset: Dataset) -> Iterator[bytes | str]:
     """Each image as it is stored: its file's bytes where they are embedded, else its path."""
     stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
@@ -90,26 +326,41 @@ def encoded_images(dataset: Dataset) -> Iterator[bytes | str]:
         yield row["image"]["path"] if row["image"]["bytes"] is None else row["image"]["bytes"]
 
 
+def content_hashes(dataset: Dataset) -> list[str]:
+    """SHA-256 of each encoded image of a split."""
+    return hash_images(encoded_images(dataset))
+
+
 def check_usable(dataset: DatasetDict, name: str) -> DatasetDict:
-    """The set itself, or ValueError where a split cannot be trained or measured on: one image, or
-    one class. A set of a test split alone may hold one class: it trains nothing.
+    """The set itself, if each split can be trained or measured on; a warning of classes that a
+    split lacks. A set of a test split alone may hold one class: it trains nothing.
+
+    Raises:
+        ValueError: a split has one image, or one class.
     """
     if not dataset:
-        raise ValueError(f"{name} holds no images")
+        raise ValueError(f"{name} holds no images.")
     first = next(iter(dataset.values()))
     names, single_label = class_names(first), "label" in first.features
-    everywhere = set()
+    counts = {
+        split: Counter(index for labels in label_sets(part) for index in labels)
+        for split, part in dataset.items()
+    }
+    everywhere = set().union(*counts.values())
     for split, part in dataset.items():
         if len(part) < 2:
-            raise ValueError(f"split '{split}' of {name} has {len(part)} image: it needs 2 or more")
-        found = {index for labels in label_sets(part) for index in labels}
-        everywhere |= found
-        if single_label and len(found) == 1 and split not in ("test", "unlabelled"):
             raise ValueError(
-                f"split '{split}' of {name} holds only the class {names[found.pop()]!r}: a "
-                "classifier needs images of two"
+                f"split '{split}' of {name} has {len(part)} image: it needs 2 or more."
             )
+        if single_label and len(counts[split]) == 1 and split not in ("test", "unlabelled"):
+            raise ValueError(
+                f"split '{split}' of {name} holds only the class {names[min(counts[split])]!r}: a "
+                "classifier needs images of two."
+            )
+        absent = [names[index] for index in sorted(everywhere - set(counts[split]))]
+        if absent and split != "unlabelled":
+            logger.warning("Split '%s' of %s has no image of %s.", split, name, ", ".join(absent))
     if len(everywhere) < (1 if set(dataset) == {"test"} else 1 + single_label):
         only = f"the class {names[everywhere.pop()]!r}" if everywhere else "images without a label"
-        raise ValueError(f"{name} holds only {only}: a classifier needs images of two classes")
+        raise ValueError(f"{name} holds only {only}: a classifier needs images of two classes.")
     return dataset

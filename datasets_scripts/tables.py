@@ -1,49 +1,193 @@
-"""What a user's CSV file says of images: its rows, the files it names, its numbers."""
+"""What a user's table says of images: its rows, the files it names, its optional columns."""
 
 import csv
+import json
+import logging
 import math
 import os
 from pathlib import Path, PureWindowsPath
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a CSV file with a header line, and its rows with blanks around cells removed.
+from datasets_scripts.files import walk
+from datasets_scripts.labels import read_labels, text_of
 
-    Raises ValueError for a file that is not UTF-8, has no rows, names a column twice, or has a row
-    that is longer than its header.
+logger = logging.getLogger(__name__)
+
+FILE_NAMES = ("file", "file_name", "filename", "path", "image")
+LABEL_NAMES = ("label", "class", "labels")
+PATIENT_NAMES = ("patient", "patient_id")
+OPTIONAL_NAMES = {
+    "subtype": ("subtype", "finding"),
+    "view": ("view",),
+    "age": ("age",),
+    "sex": ("sex",),
+    "lung_mask": ("lung_mask", "lung_mask_file_name", "mask_file_name"),
+    "original_width": ("original_width", "orig_w"),
+    "original_height": ("original_height", "orig_h"),
+    "weight": ("weight",),
+}
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as imagefolder of `datasets`
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, object]]]:
+    """The columns of a CSV, JSON lines or Parquet file, and its rows. Cells of a CSV file are text
+    without blanks around it; its commas may be semicolons or tabs.
+
+    Raises:
+        ValueError: a file that is not UTF-8 or not of its kind, has no rows, names a column twice,
+            or has a row that is longer than its header.
     """
+    kind = {".jsonl": "JSON lines", ".parquet": "Parquet"}.get(path.suffix.lower(), "CSV")
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            header = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = header
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV file in UTF-8 ({error}): save it as one") from error
+        if kind == "Parquet":
+            table = pq.read_table(path)
+            header, rows = table.column_names, table.to_pylist()
+        elif kind == "JSON lines":
+            lines = path.read_text("utf-8-sig").splitlines()
+            rows = [json.loads(line) for line in lines if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no object")
+            header = list(dict.fromkeys(name for row in rows for name in row))
+            rows = [{name: row.get(name) for name in header} for row in rows]
+        else:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                delimiter = max(",;\t", key=file.readline().count)
+                file.seek(0)
+                reader = csv.DictReader(file, restval="", delimiter=delimiter)
+                header = [name.strip() for name in reader.fieldnames or []]
+                reader.fieldnames = header
+                rows = list(reader)
+    except (ValueError, csv.Error, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is no {kind} file in UTF-8 ({reason}): save it as one."
+        ) from error
     if not rows:
-        raise ValueError(f"{path} has no rows: expected a header line and a row an image")
+        raise ValueError(f"{path} has no rows: expected the names of columns and a row an image.")
     if twice := {name for name in header if header.count(name) > 1}:
-        raise ValueError(f"{path} names the column {min(twice)!r} twice: rename one")
+        raise ValueError(f"{path} names the column {min(twice)!r} twice: rename one.")
     for number, row in enumerate(rows, 2):
         if None in row:
             raise ValueError(
                 f"row {number} of {path} has more cells than the header has columns: put cells "
-                "that hold a comma in quotes"
+                "that hold a comma in quotes."
             )
-    return header, [{name: cell.strip() for name, cell in row.items()} for row in rows]
+    strip = kind == "CSV"
+    return header, [{k: v.strip() if strip else v for k, v in row.items()} for row in rows]
+
+
+def usual_columns(header: list[str], names: tuple[str, ...]) -> list[str]:
+    """The columns with one of the usual names, in the order of these names, whatever their case."""
+    plain = {column.lower().replace(" ", "_"): column for column in header}
+    return [plain[name] for name in names if name in plain]
+
+
+def optional_columns(header: list[str], taken: tuple[str | None, ...]) -> dict[str, str]:
+    """The column of each optional name of the schema that a table has, besides those `taken`."""
+    found = {name: usual_columns(header, names) for name, names in OPTIONAL_NAMES.items()}
+    return {name: usual[0] for name, usual in found.items() if usual and usual[0] not in taken}
+
+
+def optional_value(name: str, cell: object, table: Path, root: Path) -> str | float | int | None:
+    """A cell of an optional column as its type in the schema, None where it says nothing.
+
+    Raises:
+        ValueError: a size that is no number of pixels, a weight that is no number of 0 or more, or
+            a file outside the folder.
+        FileNotFoundError: a lung mask that is not there.
+    """
+    text = text_of(cell)
+    if name == "age":
+        return number_or_none(text)
+    if name in ("original_width", "original_height"):
+        return pixels_or_none(text, name, table)
+    if name == "lung_mask" and text:
+        return str(file_inside(root, text, table))
+    if name == "weight":
+        weight = number_or_none(text)
+        if weight is None or weight < 0:
+            raise ValueError(f"{table} gives the weight {text!r}: a number of 0 or more is needed.")
+        return weight
+    return text or None
+
+
+def warn_of_ages(cells: list[object], table: Path) -> None:
+    """One warning for ages that are no number."""
+    unclear = [age for cell in cells if (age := text_of(cell)) and number_or_none(age) is None]
+    if unclear:
+        logger.warning(
+            "%s gives %d ages that are no number of years, as %r: they are left empty.",
+            table,
+            len(unclear),
+            unclear[0],
+        )
+
+
+def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
+    """What the metadata files below a folder say of each image: by its file, the columns `label`,
+    `patient_id`, `split` and optional ones of the schema, those that any file has.
+
+    They are those of imagefolder of `datasets`: metadata.csv, .jsonl or .parquet in any folder,
+    their column file_name relative to it.
+
+    Raises:
+        ValueError: two of them in one folder, no column file_name or several files a row, or a file
+            named twice or outside the folder.
+        FileNotFoundError: a file that is not there.
+    """
+    tables = [file for file in walk(root) if file.name.lower() in METADATA]
+    found: dict[Path, dict[str, object]] = {}
+    columns: list[str] = []
+    for table in tables:
+        folder = table.parent
+        if beside := [other for other in tables if other.parent == folder and other != table]:
+            raise ValueError(f"{folder} holds {table.name} and {beside[0].name}: keep one.")
+        header, rows = read_table(table)
+        files = usual_columns(header, ("file_name", "image_file_name"))
+        if not files:
+            several = any(name.endswith("file_names") for name in header)
+            reason = "lists several images a row" if several else "has no column file_name"
+            raise ValueError(f"{table} {reason}: its columns are {', '.join(header)}.")
+        known = {
+            "label": usual_columns(header, LABEL_NAMES),
+            "patient_id": usual_columns(header, PATIENT_NAMES),
+            "split": usual_columns(header, ("split",)),
+        }
+        known = {name: usual[0] for name, usual in known.items() if usual}
+        optional = optional_columns(header, (files[0], *known.values()))
+        columns += [name for name in (*known, *optional) if name not in columns]
+        for row in rows:
+            file = file_inside(folder, text_of(row[files[0]]), table)
+            if file in found:
+                raise ValueError(f"{table} lists {row[files[0]]!r} twice: each file needs one row.")
+            found[file] = {name: row[column] for name, column in known.items()}
+            if known.get("label", "").lower() == "labels":  # a list, be it of one
+                found[file]["label"] = read_labels(row[known["label"]])
+            found[file] |= {
+                name: optional_value(name, row[column], table, folder)
+                for name, column in optional.items()
+            }
+        if "age" in optional:
+            warn_of_ages([row[optional["age"]] for row in rows], table)
+    return {file: {name: row.get(name) for name in columns} for file, row in found.items()}
 
 
 def file_inside(folder: Path, name: str, table: Path) -> Path:
     """The file that `table` names, relative to `folder`, with / or \\ between folders.
 
-    Raises ValueError where the name leads out of the folder, FileNotFoundError where nothing is
-    there.
+    Raises:
+        ValueError: the name leads out of the folder.
+        FileNotFoundError: nothing is there.
     """
     file = Path(os.path.normpath(folder / PureWindowsPath(name).as_posix()))
     if not file.is_relative_to(folder):
-        raise ValueError(f"{table} lists {name!r}, which is outside {folder}: move the file inside")
+        raise ValueError(
+            f"{table} lists {name!r}, which is outside {folder}: move the file inside."
+        )
     if not file.is_file():
-        raise FileNotFoundError(f"{table} lists {name!r}, but no such file is under {folder}")
+        raise FileNotFoundError(f"{table} lists {name!r}, but no such file is under {folder}.")
     return file
 
 
@@ -62,5 +206,5 @@ def pixels_or_none(text: str, column: str, table: Path) -> int | None:
         return None
     number = number_or_none(text)
     if number is None or number < 1 or number % 1:
-        raise ValueError(f"{table} gives the {column} {text!r}: a number of pixels is needed")
+        raise ValueError(f"{table} gives the {column} {text!r}: a number of pixels is needed.")
     return int(number)

@@ -15,6 +15,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from evaluation.operating_points import abstention_band, choose_threshold
 from evaluation.predictions import Predictions
+from modeling.calibration_cxr import calibrate, check_operation, decide
 
 NO_OPERATION = dict.fromkeys(("calibration", "thresholds", "abstention", "prevalence"))
 NUM_FOLDS = 5
@@ -41,26 +42,34 @@ def fit_operation(
 
     Returns:
         `calibration`: see `fit_calibration`. `thresholds`: one value on class 1 (binary), one a
-        class (multi-label), or None (more exclusive classes: the most probable is decided).
-        `abstention`: [low, high] for each threshold, or None. `prevalence`: share of each of the K
-        classes in the split.
+        class (multi-label), or None (more exclusive classes: the most probable is decided); 0.5 for
+        a class that all images have, or none. `abstention`: [low, high] for each threshold, or
+        None. `prevalence`: share of each of the K classes in the split, with half an image more of
+        each where one is absent.
 
     Raises:
         ValueError: what `fit_calibration`, `choose_threshold` and `abstention_band` refuse.
     """
     calibration = fit_calibration(predictions)
     truth = predictions.truth
+    shares = truth.mean(axis=0)
+    if shares.min() == 0 or shares.max() == 1:  # Bayes' rule needs odds to start from
+        kinds = 2 if predictions.multi_label else truth.shape[1]
+        shares = (truth.sum(axis=0) + 0.5) / (len(truth) + 0.5 * kinds)
     operation = {
         "calibration": calibration,
         "thresholds": None,
         "abstention": None,
-        "prevalence": truth.mean(axis=0).tolist(),
+        "prevalence": shares.tolist(),
     }
     if _is_multi_class(predictions):
         return operation
     log_odds = _reported(predictions, _calibrate(predictions, calibration).log_odds)
     columns = list(zip(_reported(predictions, truth).T, log_odds.T))
-    thresholds = [choose_threshold(positive, z, rule, target) for positive, z in columns]
+    thresholds = [
+        choose_threshold(positive, z, rule, target) if len(np.unique(positive)) == 2 else 0.5
+        for positive, z in columns
+    ]
     bands = [abstention_band(z, t, abstain_share) for (_, z), t in zip(columns, thresholds)]
     return operation | {"thresholds": thresholds, "abstention": bands if abstain_share else None}
 
@@ -86,17 +95,16 @@ def fit_calibration(predictions: Predictions) -> dict:
         has a map. Further `n`, and `log_loss`: {candidate: cross-validated mean}.
 
     Raises:
-        ValueError: a class with no image, or in a multi-label task one without an absence; one
-            patient only.
+        ValueError: no class that some images have and others lack; one patient only.
     """
     present = predictions.truth.sum(axis=0)
-    for count, kind in ((0, "no image"), (len(predictions.labels), "only images")):
-        if count in present:
-            name = predictions.class_names[np.argmax(present == count)]
-            raise ValueError(
-                f"split {predictions.split!r} has {kind} of {name}; calibration needs images with "
-                "and without each class."
-            )
+    if not ((0 < present) & (present < len(predictions.labels))).any():
+        kind = "no image" if 0 in present else "only images"
+        name = predictions.class_names[np.argmin(present)]
+        raise ValueError(
+            f"split {predictions.split!r} has {kind} of {name}; calibration needs images with and "
+            "without a class."
+        )
     folds = _patient_folds(predictions)
     fits = {"identity": _identity, "temperature": _fit_temperature}
     if not _is_multi_class(predictions):
@@ -121,17 +129,27 @@ def apply_operation(predictions: Predictions, operation: dict) -> Predictions:
         class 1) and whose `thresholds` are set. Without a calibration the logits are unchanged.
 
     Raises:
-        ValueError: a field is missing, or an unknown method or another number of classes.
+        ValueError: a field is missing, or what `check_operation` of the models refuses.
     """
     missing = [name for name in NO_OPERATION if name not in operation]
     if missing:
         raise ValueError(
             f"the operation has no {missing[0]!r}; it holds {', '.join(NO_OPERATION)}."
         )
+    known = {name: operation[name] for name in NO_OPERATION}
+    check_operation(
+        **known, num_labels=len(predictions.class_names), multi_label=predictions.multi_label
+    )
     if operation["calibration"] is not None:
         predictions = _calibrate(predictions, operation["calibration"])
     thresholds = operation["thresholds"]
     return replace(predictions, thresholds=None if thresholds is None else tuple(thresholds))
+
+
+def abstained(predictions: Predictions, operation: dict) -> np.ndarray:
+    """bool (N,), or (N, K) when multi-label: whether calibrated predictions lie in the band."""
+    thresholds, bands = operation["thresholds"], operation["abstention"]
+    return decide(predictions.probabilities, thresholds, bands, predictions.multi_label) == -1
 
 
 def adjust_prevalence(
@@ -258,29 +276,10 @@ def _fit_isotonic(predictions):
 
 
 def _calibrate(predictions: Predictions, calibration: dict) -> Predictions:
-    method = calibration["method"]
-    if method == "temperature":
-        if _is_multi_class(predictions):
-            return replace(predictions, logits=predictions.logits / calibration["temperature"])
-        z = _reported(predictions, predictions.log_odds) / calibration["temperature"]
-        return _with_log_odds(predictions, z)
-    if method not in ("platt", "isotonic"):
-        raise ValueError(f"calibration is by {method!r}; it can be temperature, platt or isotonic.")
-    if _is_multi_class(predictions):
-        raise ValueError(f"{method} calibration is for two classes or a multi-label task.")
-    z = _reported(predictions, predictions.log_odds)
-    maps = calibration["scale" if method == "platt" else "log_odds"]
-    if len(maps) != z.shape[1]:
-        raise ValueError(f"the calibration has {len(maps)} maps; {z.shape[1]} are needed.")
-    if method == "platt":
-        return _with_log_odds(predictions, z * maps + calibration["bias"])
-    knots = zip(z.T, calibration["log_odds"], calibration["calibrated"])
-    return _with_log_odds(predictions, np.column_stack([np.interp(*knot) for knot in knots]))
-
-
-def _with_log_odds(predictions, z):
-    logits = z if predictions.multi_label else np.column_stack([np.zeros(len(z)), z])
-    return replace(predictions, logits=logits)
+    logits, multi_label = predictions.logits, predictions.multi_label
+    if not multi_label and logits.shape[1] == 2:
+        logits = np.column_stack([np.zeros(len(logits)), predictions.log_odds[:, 1]])
+    return replace(predictions, logits=calibrate(logits, calibration, multi_label))
 
 
 # -------------------------------------------------------------------------------------------- parts

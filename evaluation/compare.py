@@ -7,14 +7,15 @@ from statistics import NormalDist
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation.bootstrap import TAIL, interval, resample_weights
+from evaluation.bootstrap import TAIL, interval
 from evaluation.metrics import (
     CALIBRATION_ERRORS,
-    checked_targets,
+    Bootstrap,
+    Key,
+    bootstrap_statistics,
     needs,
     nested,
     one_vs_rest,
-    statistics,
 )
 from evaluation.predictions import Predictions
 
@@ -53,40 +54,36 @@ def compare_models(
         ValueError: other classes, images, patients or labels in b than in a, naming the first
             difference; a negative `num_resamples`, or a target outside its range.
     """
-    targets = checked_targets(specificities, sensitivities, prevalences)
-    b = _aligned(a, b)
-    num_images, num_classes = a.logits.shape
+    options = {
+        "specificities": specificities,
+        "sensitivities": sensitivities,
+        "prevalences": prevalences,
+    }
+    aligned = (a, align(a, b))
+    return compare_bootstraps(
+        *(bootstrap_statistics(one, num_resamples, seed, **options) for one in aligned)
+    )
+
+
+def compare_bootstraps(first: Bootstrap, second: Bootstrap) -> dict:
+    """What `compare_models` gives, of statistics of the same images in the same order."""
+    a, b = first.predictions, second.predictions
     num_patients = len(np.unique(a.patient_id))
 
-    def differences(weights: np.ndarray) -> dict:
-        of_a, of_b = statistics(a, weights, targets), statistics(b, weights, targets)
-        found = {}
-        for key in of_a:
-            if key[1] in CALIBRATION_ERRORS:
-                found[key] = np.abs(of_a[key]).sum(axis=1) - np.abs(of_b[key]).sum(axis=1)
-            else:
-                found[key] = of_a[key] - of_b[key]
-        return found
-
-    values = differences(np.ones((1, num_images)))
-    pieces = [
-        differences(rows)
-        for weights in resample_weights(a.patient_id, num_resamples, seed)
-        for rows in np.array_split(weights, num_classes)
-    ]
-
-    def entry(key) -> dict:
+    def entry(key: Key) -> dict:
         group, metric, _ = key
-        value = float(values[key][0])
-        if math.isnan(value):
-            return {"value": None, "reason": f"{needs(a, group, metric)}, for both models"}
+        of_a, of_b = first.values[key], second.values[key]
         if metric in CALIBRATION_ERRORS:
+            value = float(np.abs(of_a).sum() - np.abs(of_b).sum())
             reason = "the bias of the two calibration errors differs"
             return {"value": value, "low": None, "high": None, "reason": reason}
-        resampled = np.concatenate([piece[key] for piece in pieces]) if pieces else np.empty(0)
+        value = float(of_a[0] - of_b[0])
+        if math.isnan(value):
+            return {"value": None, "reason": f"{needs(a, group, metric)}, for both models"}
+        resampled = first.resampled[key] - second.resampled[key]
         return {"value": value, **interval(value, resampled, num_patients, "linear")}
 
-    entries = nested({key: entry(key) for key in values})
+    entries = nested({key: entry(key) for key in first.values})
     classes = {}
     for (k, positive, _, scores_a), (*_, scores_b) in zip(one_vs_rest(a), one_vs_rest(b)):
         classes[a.class_names[k]] = {
@@ -94,7 +91,7 @@ def compare_models(
             "delong_clustered": delong(positive, scores_a, scores_b, a.patient_id),
             "differences": entries.pop(k),
         }
-    report = {"n": num_images, "patients": num_patients}
+    report = {"n": len(a.image_id), "patients": num_patients}
     if not entries:
         return report | next(iter(classes.values()))
     return report | {"differences": entries.pop(None)} | entries | {"classes": classes}
@@ -171,8 +168,12 @@ def _placements(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return found
 
 
-def _aligned(a: Predictions, b: Predictions) -> Predictions:
-    """b in a's order."""
+def align(a: Predictions, b: Predictions) -> Predictions:
+    """b in a's order; b itself where it has that order.
+
+    Raises:
+        ValueError: other classes, images, patients or labels in b than in a.
+    """
     if a.multi_label != b.multi_label:
         kinds = ["multi-label" if model.multi_label else "single-label" for model in (a, b)]
         raise ValueError(f"the first model is {kinds[0]}, the second {kinds[1]}; compare alike.")
@@ -188,8 +189,8 @@ def _aligned(a: Predictions, b: Predictions) -> Predictions:
                 f"image {str(one.image_id[missing][0])!r} has no prediction by the {which} model "
                 f"({missing.sum()} images like it); give both models the same images."
             )
-    order = np.argsort(b.image_id)[np.searchsorted(np.sort(b.image_id), a.image_id)]
-    b = b.take(order)
+    if not np.array_equal(a.image_id, b.image_id):
+        b = b.take(np.argsort(b.image_id)[np.searchsorted(np.sort(b.image_id), a.image_id)])
     for what, of_a, of_b in (
         ("patient", a.patient_id, b.patient_id),
         ("label", a.labels, b.labels),

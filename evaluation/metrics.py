@@ -5,6 +5,7 @@ the rows of `resample_weights` its bootstrap distribution, without a loop over r
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,6 +59,51 @@ _SCALES = {
 Key = tuple[int | str | None, str, str | None]
 
 
+@dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """Every statistic of a predictions file, as it is and on resamples of its patients.
+
+    Attributes:
+        values: see `statistics`, for weights of one.
+        resampled: the same for each of R resamples; empty where none was drawn.
+    """
+
+    predictions: Predictions
+    values: dict[Key, np.ndarray]
+    resampled: dict[Key, np.ndarray]
+    num_resamples: int
+    seed: int
+
+
+def bootstrap_statistics(
+    predictions: Predictions,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    *,
+    specificities: Sequence[float] = (0.9,),
+    sensitivities: Sequence[float] = (0.95,),
+    prevalences: Sequence[float] = (0.1,),
+) -> Bootstrap:
+    """What `metrics_of` and `compare_bootstraps` work on, so that each bootstrap runs once.
+
+    Arguments and errors are those of `compute_metrics`.
+    """
+    targets = checked_targets(specificities, sensitivities, prevalences)
+    num_images, num_classes = predictions.logits.shape
+    # In as many pieces as classes: the micro average has a column an image and class.
+    pieces = [
+        statistics(predictions, rows, targets)
+        for weights in resample_weights(predictions.patient_id, num_resamples, seed)
+        for rows in np.array_split(weights, num_classes)
+    ]
+    values = statistics(predictions, np.ones((1, num_images)), targets)
+    resampled = {
+        key: np.concatenate([piece[key] for piece in pieces]) if pieces else np.empty(0)
+        for key in values
+    }
+    return Bootstrap(predictions, values, resampled, num_resamples, seed)
+
+
 def compute_metrics(
     predictions: Predictions,
     num_resamples: int = 2000,
@@ -101,21 +147,26 @@ def compute_metrics(
     Raises:
         ValueError: a negative `num_resamples`, or a target outside its range.
     """
-    targets = checked_targets(specificities, sensitivities, prevalences)
-    num_images, num_classes = predictions.logits.shape
+    return metrics_of(
+        bootstrap_statistics(
+            predictions,
+            num_resamples,
+            seed,
+            specificities=specificities,
+            sensitivities=sensitivities,
+            prevalences=prevalences,
+        )
+    )
+
+
+def metrics_of(bootstrap: Bootstrap) -> dict:
+    """What `compute_metrics` gives, of statistics that are there already."""
+    predictions = bootstrap.predictions
     num_patients = len(np.unique(predictions.patient_id))
-    values = statistics(predictions, np.ones((1, num_images)), targets)
-    # In as many pieces as classes: the micro average has a column an image and class.
-    pieces = [
-        statistics(predictions, rows, targets)
-        for weights in resample_weights(predictions.patient_id, num_resamples, seed)
-        for rows in np.array_split(weights, num_classes)
-    ]
 
     def entry(key: Key) -> dict:
         group, metric, _ = key
-        value = values[key][0]
-        resampled = np.concatenate([piece[key] for piece in pieces]) if pieces else np.empty(0)
+        value, resampled = bootstrap.values[key][0], bootstrap.resampled[key]
         if metric in CALIBRATION_ERRORS:
             return calibration_error(value, resampled, num_patients)
         if np.isnan(value):
@@ -126,13 +177,13 @@ def compute_metrics(
     report = {
         "split": predictions.split,
         "task": _task(predictions),
-        "n": num_images,
+        "n": len(predictions.image_id),
         "patients": num_patients,
         "class_names": list(predictions.class_names),
-        "num_resamples": num_resamples,
-        "seed": seed,
+        "num_resamples": bootstrap.num_resamples,
+        "seed": bootstrap.seed,
     }
-    entries = nested({key: entry(key) for key in values})
+    entries = nested({key: entry(key) for key in bootstrap.values})
     classes = {}
     for k, positive, decided, _ in one_vs_rest(predictions):
         counts = dict(zip(("tn", "fp", "fn", "tp"), _cells(positive, decided).sum(axis=0).tolist()))

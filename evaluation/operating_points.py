@@ -4,8 +4,6 @@ Both are cuts through sorted scores. A cut lies midway, in log-odds, between two
 and never on one, so that rounding decides no image.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 RULES = ("youden", "f1", "sensitivity")
@@ -94,23 +92,6 @@ def abstention_band(log_odds: np.ndarray, threshold: float, share: float) -> lis
     inner = distances[held - 1] if held else 0.0
     reach = (inner + distances[held]) / 2
     return _sigmoid(np.array([centre - reach, centre + reach])).tolist()
-
-
-def abstains(probabilities: np.ndarray, abstention: Sequence[Sequence[float]] | None) -> np.ndarray:
-    """Whether a probability lies in its class's abstention band, the ends included.
-
-    Args:
-        probabilities: float (N, C), one column a band: class 1 of a binary task, or each class of a
-            multi-label one.
-        abstention: C pairs (low, high); None abstains from nothing.
-
-    Returns:
-        bool (N, C).
-    """
-    if abstention is None:
-        return np.zeros(probabilities.shape, dtype=bool)
-    low, high = np.transpose(abstention)
-    return (probabilities >= low) & (probabilities <= high)
 
 
 def _sigmoid(log_odds):

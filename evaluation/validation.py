@@ -12,15 +12,14 @@ import numpy as np
 from evaluation.bootstrap import interval, resample_weights
 from evaluation.calibration import (
     NO_OPERATION,
+    abstained,
     adjust_prevalence,
     apply_operation,
     estimate_prevalence,
 )
-from evaluation.compare import compare_models
-from evaluation.error_analysis import subgroups
-from evaluation.metrics import compute_metrics
-from evaluation.operating_points import abstains
-from evaluation.plots import (
+from evaluation.compare import align, compare_bootstraps
+from evaluation.curves import curve_bands
+from evaluation.figures import (
     plot_confusion_matrix,
     plot_decision_curve,
     plot_forest,
@@ -30,9 +29,11 @@ from evaluation.plots import (
     plot_scores,
     plot_threshold_sweep,
 )
+from evaluation.metrics import bootstrap_statistics, compute_metrics, metrics_of
+from evaluation.pages.report import write_report
 from evaluation.predictions import Predictions, read_predictions_by_model, write_text
-from evaluation.report import write_report
 from evaluation.saliency import compare_saliency, read_saliency, summarize_saliency
+from evaluation.subgroups import subgroups
 from evaluation.table import read_json
 
 
@@ -52,6 +53,8 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
     folder = Path(folder)
     context = read_json(folder / "context.json", ("title", "command", "dataset", "models"))
     raw = read_predictions_by_model(folder / "predictions.csv")
+    first = next(iter(raw.values()))
+    raw = {name: align(first, predictions) for name, predictions in raw.items()}
     rows = None
     if (folder / "saliency.csv").is_file():
         rows = read_saliency(folder / "saliency.csv")
@@ -61,12 +64,16 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
     _check_names(list(raw), context["models"], {row["model"] for row in rows or []} | set(stages))
     operations = {name: context["models"][name]["operation"] or NO_OPERATION for name in raw}
     operated = {name: apply_operation(part, operations[name]) for name, part in raw.items()}
+    bootstraps = {
+        name: bootstrap_statistics(predictions, num_resamples, seed)
+        for name, predictions in operated.items()
+    }
     report = {**context, "num_resamples": num_resamples, "seed": seed, "models": {}}
     for name, predictions in operated.items():
         operation = operations[name]
         report["models"][name] = {
             **context["models"][name],
-            "metrics": compute_metrics(predictions, num_resamples, seed),
+            "metrics": metrics_of(bootstraps[name]),
             "uncalibrated": compute_metrics(raw[name], num_resamples, seed),
             "prevalence": _under_prevalences(
                 predictions, operation, context.get("prevalence"), num_resamples, seed
@@ -78,20 +85,21 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
     names = list(operated)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     report["comparisons"] = [
-        {"a": a, "b": b, **compare_models(operated[a], operated[b], num_resamples, seed)}
-        for a, b in pairs
+        {"a": a, "b": b, **compare_bootstraps(bootstraps[a], bootstraps[b])} for a, b in pairs
     ]
     report["saliency_comparisons"] = []
     if rows is not None:
         for name, measures in summarize_saliency(rows, num_resamples, seed).items():
             report["models"][name]["saliency"] = measures
         report["saliency_comparisons"] = [
-            {"a": a, "b": b, **compare_saliency(rows, a, b, num_resamples, seed)} for a, b in pairs
+            {"a": a, "b": b, **compare_saliency(rows, a, b, num_resamples, seed)}
+            for a, b in pairs
+            if report["models"][a]["saliency"] and report["models"][b]["saliency"]
         ]
     for name, entries in stages.items():
         report["models"][name]["randomization"] = entries
     write_text(folder / "metrics.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-    _draw(folder / "figures", operated, report, num_resamples, seed)
+    _draw(folder / "figures", operated, report)
     write_report(folder)
     return report
 
@@ -100,7 +108,7 @@ def _check_names(names, described, looked_at):
     for name in names:
         if name not in described:
             raise ValueError(f"predictions.csv has the model {name!r}, context.json has not.")
-        if "/" in name or name.startswith("."):
+        if "/" in name:
             raise ValueError(f"the model name {name!r} cannot name a figure; leave out the slash.")
     if looked_at - set(names):
         other = sorted(looked_at - set(names))[0]
@@ -160,7 +168,7 @@ def _abstaining(predictions, operation, num_resamples, seed):
     """Coverage, and metrics over the images outside the abstention band; binary tasks."""
     if operation["abstention"] is None or predictions.multi_label:
         return None
-    kept = ~abstains(predictions.probabilities[:, 1:], operation["abstention"])[:, 0]
+    kept = ~abstained(predictions, operation)
     weights = np.concatenate(
         list(resample_weights(predictions.patient_id, num_resamples, seed))
         or [np.empty((0, len(kept)))]
@@ -175,11 +183,16 @@ def _abstaining(predictions, operation, num_resamples, seed):
     return found | {key: metrics[key] for key in ("accuracy", "sensitivity", "specificity")}
 
 
-def _draw(folder, models, report, num_resamples, seed):
+def _draw(folder: Path, models: dict[str, Predictions], report: dict) -> None:
     folder.mkdir(exist_ok=True)
-    plot_roc(models, folder / "roc.png", num_resamples, seed)
-    plot_pr(models, folder / "pr.png", num_resamples, seed)
-    plot_reliability(models, folder / "reliability.png", num_resamples, seed)
+    metrics = {name: model["metrics"] for name, model in report["models"].items()}
+    bands = {
+        name: curve_bands(predictions, report["num_resamples"], report["seed"])
+        for name, predictions in models.items()
+    }
+    plot_roc(models, metrics, folder / "roc.png", bands)
+    plot_pr(models, metrics, folder / "pr.png", bands)
+    plot_reliability(models, metrics, folder / "reliability.png")
     plot_decision_curve(models, folder / "decision_curve.png")
     for name, predictions in models.items():
         plot_confusion_matrix(predictions, folder / f"confusion_matrix_{name}.png")

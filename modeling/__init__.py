@@ -1,24 +1,26 @@
 """What the Hub stores beside the weights: configurations, models, the image processor."""
 
-from .configuration_cxr import CxrBaselineConfig, CxrDenseNetConfig, CxrTimmConfig
-from .factory import create_model, load_model
-from .image_processing_cxr import CxrImageProcessor
-from .modeling_cxr import (
-    CxrBaselineForImageClassification,
-    CxrDenseNetForImageClassification,
-    CxrTimmForImageClassification,
-)
-from .pipeline_cxr import CxrImageClassificationPipeline
+import importlib
+from typing import Any
 
-__all__ = [
-    "CxrBaselineConfig",
-    "CxrBaselineForImageClassification",
-    "CxrDenseNetConfig",
-    "CxrDenseNetForImageClassification",
-    "CxrImageClassificationPipeline",
-    "CxrImageProcessor",
-    "CxrTimmConfig",
-    "CxrTimmForImageClassification",
-    "create_model",
-    "load_model",
-]
+_PLACES = {
+    "CxrBaselineConfig": "baseline_cxr",
+    "CxrBaselineForImageClassification": "baseline_cxr",
+    "CxrDenseNetConfig": "densenet_cxr",
+    "CxrDenseNetForImageClassification": "densenet_cxr",
+    "CxrImageClassificationPipeline": "pipeline_cxr",
+    "CxrImageProcessor": "image_processing_cxr",
+    "CxrTimmConfig": "timm_cxr",
+    "CxrTimmForImageClassification": "timm_cxr",
+    "create_model": "factory",
+    "load_model": "factory",
+}
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded with the first name asked for: reading X-rays needs neither torch nor transformers.
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module(".factory", __name__)  # makes the families known to transformers
+    return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)

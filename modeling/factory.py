@@ -1,40 +1,37 @@
 """From a name to a model and its image processor."""
 
 import difflib
+import importlib
 import inspect
+import pkgutil
 from pathlib import Path
+from typing import Any
 
 import timm
+import transformers
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig, PretrainedConfig
 
-from .configuration_cxr import (
-    OPERATION,
-    CxrBaselineConfig,
-    CxrConfig,
-    CxrDenseNetConfig,
-    CxrTimmConfig,
-)
+from .configuration_cxr import FITTED, CxrConfig
 from .image_processing_cxr import CxrImageProcessor
-from .modeling_cxr import (
-    CxrBaselineForImageClassification,
-    CxrDenseNetForImageClassification,
-    CxrPreTrainedModel,
-    CxrTimmForImageClassification,
-)
+from .modeling_cxr import REGISTRY, CxrClassifier
 from .pretrained import first_line, load_imagenet
 
-FAMILIES = {
-    CxrBaselineConfig: CxrBaselineForImageClassification,
-    CxrDenseNetConfig: CxrDenseNetForImageClassification,
-    CxrTimmConfig: CxrTimmForImageClassification,
-}
-NAMES = {"baseline": CxrBaselineConfig, "densenet121": CxrDenseNetConfig}
+# Every file that travels is read, so that a new family is known by its file alone.
+for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+    if _module.name.endswith("_cxr"):
+        importlib.import_module(f".{_module.name}", __package__)
+# Here and not in `register`, which travels: one saved folder's code would load another's weights.
+for _model in REGISTRY.values():
+    AutoConfig.register(_model.config_class.model_type, _model.config_class)
+    getattr(transformers, _model.auto_model).register(_model.config_class, _model)
 
-for _config, _model in FAMILIES.items():
-    AutoConfig.register(_config.model_type, _config)
-    AutoModelForImageClassification.register(_config, _model)
+
+def _classifiers() -> dict[str, type[CxrClassifier]]:
+    return {
+        name: model for name, model in sorted(REGISTRY.items()) if issubclass(model, CxrClassifier)
+    }
 
 
 def create_model(
@@ -42,13 +39,13 @@ def create_model(
     class_names: list[str],
     image_size: int | None = None,
     pretrained: bool | str = False,
-    **options,
-) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
+    **options: Any,
+) -> tuple[CxrClassifier, CxrImageProcessor]:
     """Makes a model with a head for `class_names`, and the processor that feeds it.
 
     Args:
-        name: "baseline", "densenet121", any timm name, or a folder or Hub id of a model saved by
-            this project, whose head is replaced where its classes differ.
+        name: of a family ("baseline", "densenet121", ...), any timm name, or a folder or Hub id of
+            a model saved by this project, whose heads are replaced where its classes differ.
         class_names: in the order of the label indices.
         image_size: side of the input, pixels; None is 224, or the saved model's own.
         pretrained: start from ImageNet weights, True for timm's of that name on the Hub, or a file
@@ -67,26 +64,27 @@ def create_model(
             raise ValueError(f"--pretrained is for network names; {name} has weights of its own.")
         return _load_model(name, image_size, options)
     options["image_size"] = 224 if image_size is None else image_size
-    if name not in NAMES and not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*NAMES, *timm.list_models()], n=5)
+    families = _classifiers()
+    if name not in families and timm.is_model(name):
+        name, options["architecture"] = "timm", name
+    if name not in families:
+        near = difflib.get_close_matches(name, [*families, *timm.list_models()], n=5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists more."
         raise ValueError(
-            f"model {name!r} is unknown; it can be {', '.join(NAMES)}, a timm name, a folder "
+            f"model {name!r} is unknown; it can be {', '.join(families)}, a timm name, a folder "
             f"or a Hub id; {hint}"
         )
-    config_class = NAMES.get(name, CxrTimmConfig)
-    if config_class is CxrTimmConfig:
-        options["architecture"] = name
+    config_class = families[name].config_class
     _check_options(config_class, options)
     config = config_class(**options)
-    model = FAMILIES[config_class](config)
-    statistics = load_imagenet(model, name, pretrained) if pretrained else {}
+    model = families[name](config)
+    statistics = load_imagenet(model, pretrained) if pretrained else {}
     return model, CxrImageProcessor(config.image_size, config.num_channels, **statistics)
 
 
 def _check_options(config_class, options):
     known = {"id2label", "label2id"}
-    for owner in (config_class, CxrConfig):
+    for owner in (owner for owner in config_class.__mro__ if issubclass(owner, CxrConfig)):
         known |= set(inspect.signature(owner.__init__).parameters) - {"self", "kwargs"}
     for option in options:
         if option not in known:
@@ -96,7 +94,7 @@ def _check_options(config_class, options):
             )
 
 
-def load_model(name: str) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
+def load_model(name: str) -> tuple[CxrClassifier, CxrImageProcessor]:
     """A model saved by this project as it is, in evaluation mode, and the processor that feeds it.
 
     Args:
@@ -106,28 +104,33 @@ def load_model(name: str) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
         ValueError: another kind of model, or one without this project's image processor.
         OSError: there is no such model, its weights are damaged, or the Hub cannot be reached.
     """
-    _load_config(name)
+    model_class, config = _load_config(name)
     try:
-        model = AutoModelForImageClassification.from_pretrained(name).eval()
+        model = model_class.from_pretrained(name, config=config).eval()
     except SafetensorError as error:
         raise OSError(f"the weights of {name} are damaged ({first_line(error)}).") from error
     return model, _load_processor(name)
 
 
 def _load_config(name):
+    """The class and the configuration of a saved classifier."""
     try:
-        config = AutoConfig.from_pretrained(name)
+        stored, _ = PretrainedConfig.get_config_dict(name)
+        if not stored:
+            raise FileNotFoundError("there is no config.json")
     except (OSError, ValueError, HFValidationError) as error:
         raise OSError(
             f"model {name!r} is neither a folder with a saved model nor a Hub id that can be "
             f"reached ({first_line(error)})."
         ) from error
-    if type(config) not in FAMILIES:
+    types = {model.config_class.model_type: model for model in _classifiers().values()}
+    model_type = stored.get("model_type")
+    if model_type not in types:
         raise ValueError(
-            f"{name} holds a {config.model_type!r} model; it takes one saved by this project, or a "
-            "timm name."
+            f"{name} holds a {model_type!r} model; it takes a classifier saved by this project, or "
+            "a timm name."
         )
-    return config
+    return types[model_type], types[model_type].config_class.from_pretrained(name)
 
 
 def _load_processor(name):
@@ -140,7 +143,7 @@ def _load_processor(name):
 
 
 def _load_model(name, image_size, options):
-    config = _load_config(name)
+    model_class, config = _load_config(name)
     if image_size is not None:
         options["image_size"] = image_size
     _check_options(type(config), options)
@@ -150,27 +153,23 @@ def _load_model(name, image_size, options):
             f"{config.num_channels}; leave it out."
         )
     # What was fitted to the old model's scores and images says nothing of the new one's.
-    options = {**dict.fromkeys((*OPERATION, "outlier_threshold", "age_range")), **options}
     same_classes = config.id2label == options["id2label"]
-    if not same_classes:
-        options = {"class_weights": None, **options}
-    for option, value in options.items():
-        setattr(config, option, value)
-    config = type(config).from_dict(config.to_dict())
-    model, loading = AutoModelForImageClassification.from_pretrained(
+    kept = ("class_weights", "focal_alpha") if same_classes else ()
+    config.update(dict.fromkeys(field for field in FITTED if field not in kept))
+    config = type(config).from_dict(config.to_dict() | options)
+    model, loading = model_class.from_pretrained(
         name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    head = model.network.get_classifier()
-    head_name = next(name for name, module in model.named_modules() if module is head)
     fresh = {key for key, *_ in loading["mismatched_keys"]} | set(loading["missing_keys"])
-    body = sorted(key for key in fresh if key.rpartition(".")[0] != head_name)
+    body = sorted(fresh - model.head_keys())
     if body:
         raise ValueError(
             f"{name} has no fitting weights for {', '.join(body[:3])}; leave out the options that "
             "change the network's shape."
         )
     if not same_classes:
-        head.reset_parameters()
+        for head in model.heads:
+            head.reset_parameters()
     processor = _load_processor(name)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}

@@ -9,22 +9,21 @@ from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .configuration_cxr import CxrBaselineConfig, CxrTimmConfig
-from .modeling_cxr import CxrPreTrainedModel, fixed_size
+from .modeling_cxr import CxrClassifier
+from .timm_cxr import fixed_size
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-def load_imagenet(
-    model: CxrPreTrainedModel, name: str, pretrained: bool | str
-) -> dict[str, list[float]]:
-    """Starts a network from ImageNet weights; its classifier stays as it is.
+def load_imagenet(model: CxrClassifier, pretrained: bool | str) -> dict[str, list[float]]:
+    """Starts a network from ImageNet weights; its heads stay as they are.
 
     Args:
-        name: of the network, in timm.
+        model: of a family with a `timm_name`.
         pretrained: True for timm's weights on the Hub; or a file (safetensors, or what `torch.save`
             wrote of a state dict), or a folder with one such file, of a network with three
-            channels: its keys are timm's own, or other names of the same tensors in the same order.
+            channels. Its keys are timm's own; or, in what `torch.save` wrote, other names of the
+            same tensors in the same order.
 
     Returns:
         `image_mean` and `image_std` that the weights were trained with, one value a channel.
@@ -33,10 +32,10 @@ def load_imagenet(
         ValueError: the model has no such weights, or they do not fit tensor by tensor.
         OSError: the Hub cannot be reached, or the file cannot be read.
     """
-    config = model.config
-    if isinstance(config, CxrBaselineConfig):
-        raise ValueError("the baseline CNN has no pretrained weights; leave out --pretrained.")
-    extra = fixed_size(config) if isinstance(config, CxrTimmConfig) else {}
+    config, name = model.config, model.timm_name
+    if name is None:
+        raise ValueError(f"{config.model_type} has no pretrained weights; leave out --pretrained.")
+    extra = fixed_size(name, config.image_size)
     overlay = None
     if pretrained is not True:
         file = find_weights(pretrained)
@@ -65,7 +64,8 @@ def load_imagenet(
         result = model.network.load_state_dict(source.state_dict(), strict=False)
     except RuntimeError as error:
         raise ValueError(misfit) from error
-    if result.unexpected_keys or len(result.missing_keys) != 2:  # weight and bias of the head
+    heads = {key.removeprefix("network.") for key in model.head_keys()}
+    if result.unexpected_keys or set(result.missing_keys) != heads:
         raise ValueError(misfit)
     statistics = {
         "image_mean": list(source.pretrained_cfg["mean"]),
@@ -124,15 +124,21 @@ def rename(
 ) -> dict[str, torch.Tensor]:
     """The weights under the network's own keys.
 
-    Keys that differ are matched in order, and then every tensor must agree in shape and in the last
-    part of its name.
+    Keys that differ are matched in order, which safetensors do not keep, and then every tensor must
+    agree in shape and in the last part of its name.
 
     Raises:
         ValueError: a tensor is missing, left over, or another.
     """
     own = network.state_dict()
     if set(weights) == set(own):
-        return weights
+        weights = {key: weights[key] for key in own}
+    elif file.suffix == ".safetensors":
+        odd = min(set(weights) ^ set(own))
+        raise ValueError(
+            f"{file} does not fit: {odd} is a key of one alone, and safetensors keep no order to "
+            "match other keys by."
+        )
     for (ours, value), (theirs, stored) in zip(own.items(), weights.items()):
         same_role = ours.rpartition(".")[2] == theirs.rpartition(".")[2]
         if value.shape != stored.shape or not same_role:

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from modeling.assessment_cxr import CxrAssessment
-from modeling.modeling_cxr import CxrPreTrainedModel
+from modeling.answers_cxr import CxrAnswer, table_row
 
 STATUSES = ("ok", "uncertain", "refused", "error")
 
@@ -17,30 +16,31 @@ class Prediction(NamedTuple):
 
     Attributes:
         file: its path; one found in a folder begins as the folder was given.
-        assessment: the model's answer; None where the file could not be read.
+        answer: the model's; None where the file could not be read.
         error: why it could not be read, or its heatmap not be drawn; else None.
         heatmap: path of the drawn heatmap; None without one.
     """
 
     file: str
-    assessment: CxrAssessment | None = None
+    answer: CxrAnswer | None = None
     error: str | None = None
     heatmap: str | None = None
 
 
 def to_row(
-    prediction: Prediction, model: CxrPreTrainedModel, constants: dict[str, str]
+    prediction: Prediction, names: list[str], constants: dict[str, str]
 ) -> dict[str, str | float | None]:
-    """`CxrPreTrainedModel.table_row` with the heatmap's columns and the constants.
+    """`answers_cxr.table_row` with the heatmap's columns and the constants.
 
     Args:
+        names: of the classes.
         constants: `model`, and with heatmaps `method` and `target`: the columns that are the same
             in each row.
     """
-    row = model.table_row(prediction.file, prediction.assessment, prediction.error)
+    row = table_row(prediction.file, prediction.answer, prediction.error, names)
     if "method" in constants:
-        assessment = prediction.assessment or CxrAssessment()
-        row |= {"heatmap": prediction.heatmap or "", "explained": assessment.explained or ""}
+        answer = prediction.answer or CxrAnswer()
+        row |= {"heatmap": prediction.heatmap or "", "explained": answer.explained or ""}
     return row | constants
 
 

@@ -50,12 +50,12 @@ def endpoints(
         """Classify a chest X-ray. Research only, not a medical device.
 
         Returns a dictionary. "status" is "ok", "uncertain" (a human should read it) or "refused"
-        (no chest X-ray that the model knows; "reason" says so). "decision" is the class decided
-        for, or the classes found, separated by "; "; "uncertain" names those in the abstention
-        band. "probabilities" (calibrated) and "logits" (raw) are {class: number}, empty if refused.
-        "outlier_score" is how unlike its training images the model finds the image, or null.
-        "warnings" is a list of sentences. "model" is its name and the hash of its files, "revision"
-        its version.
+        (no chest X-ray that the model knows; "reason" says so). "decision" is the finding if it is
+        flagged, or the classes found, separated by "; ", or "not flagged"; "uncertain" names those
+        in the abstention band. "probabilities" (calibrated) and "logits" (raw) are {class: number},
+        empty if refused. "outlier_score" is how unlike its training images the model finds the
+        image, or null. "warnings" is a list of sentences. "model" is its name and the hash of its
+        files, "revision" its version.
 
         Args:
             image: The image file: PNG, JPEG, TIFF or DICOM, 8 to 16 bits.

@@ -4,6 +4,8 @@ A model answers through the code stored beside its weights, so this folder needs
 """
 
 import copy
+import hashlib
+import importlib
 import os
 import re
 import threading
@@ -20,6 +22,7 @@ from transformers.utils.hub import extract_commit_hash
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("cxr-densenet121", "cxr-baseline")
 SLOW = "score_cam"  # a forward pass a channel
+MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 FIGURE = re.compile(r"figures/[\w-]+\.png")
 
 
@@ -29,7 +32,8 @@ class Classifier:
     Attributes:
         classes: their names, in the model's order.
         finding: class 1 of two exclusive ones, what such a model looks for; None for other models.
-        version: see `CxrPreTrainedModel.version`.
+        version: name, @, and the first 12 hex digits of the SHA-256 of configuration, preprocessing
+            and weights, as in `predict.py`'s table.
 
     Args:
         model_id: a Hub id or a folder that `save_pretrained` wrote; its own code is run.
@@ -53,7 +57,7 @@ class Classifier:
                 problem = "cannot be loaded"
             reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
             raise ValueError(f"MODEL_ID {model_id!r} {problem}: {reason}.") from error
-        if not (hasattr(self.model, "table_row") and hasattr(self.processor, "heat_layer")):
+        if not (hasattr(self.model, "assess") and hasattr(self.processor, "heat_layer")):
             raise ValueError(
                 f"MODEL_ID {model_id!r} is not one of this project's chest X-ray models, or one "
                 "saved before they could assess an image; save it again."
@@ -63,7 +67,11 @@ class Classifier:
         self.classes = [self.config.id2label[index] for index in range(self.config.num_labels)]
         binary = len(self.classes) == 2 and not self.config.is_multi_label
         self.finding = self.classes[1] if binary else None
-        self.version = self.model.version()
+        content = b"".join(Path(cached_file(model_id, file)).read_bytes() for file in MODEL_FILES)
+        self.version = f"{name}@{hashlib.sha256(content).hexdigest()[:12]}"
+        # The function that predict.py makes its rows by lies beside the model's code.
+        package = type(self.model).__module__.rpartition(".")[0]
+        self._table_row = importlib.import_module(f"{package}.answers_cxr").table_row
         # A forward pass uses every core, and a heatmap hooks the model: one at a time.
         self._lock = threading.Lock()
         self._warm_up()
@@ -86,7 +94,7 @@ class Classifier:
         return None if self.is_folder else f"https://huggingface.co/{self.model_id}"
 
     def assess(self, image: Any, target: str | None = None, method: str | None = None) -> Any:
-        """What the model says of an image, its `CxrAssessment`.
+        """What the model says of an image, its `CxrAnswer`.
 
         Args:
             image: a `CxrImage`, as `processor.open` gives it.
@@ -122,7 +130,7 @@ class Classifier:
 
     def row(self, name: str, assessment: Any = None, error: str | None = None) -> dict:
         """The row that `predict.py` writes for a file, of an assessment or of an error."""
-        return self.model.table_row(name, assessment, error) | {"model": self.version}
+        return self._table_row(name, assessment, error, self.classes) | {"model": self.version}
 
     def card(self) -> tuple[str, dict[str, bytes]]:
         """The model's card without its front matter, and the figures it shows.

@@ -18,6 +18,7 @@ for _name in list(os.environ):
 _hf_home = tempfile.TemporaryDirectory(prefix="cxr-tests-hf-home-")
 os.environ.update(
     HF_HOME=_hf_home.name,
+    CXR_CACHE=f"{_hf_home.name}/cxr",
     HF_HUB_DISABLE_TELEMETRY="1",
     GRADIO_ANALYTICS_ENABLED="False",
     MPLBACKEND="Agg",
@@ -101,3 +102,18 @@ def new_hub():
     """`new_hub(folder)`: a Hub that runs to the end of the session."""
     with contextlib.ExitStack() as stack:
         yield lambda folder: stack.enter_context(HubServer(folder))
+
+
+@pytest.fixture(scope="session")
+def finished(train, new_hub, tmp_path_factory):
+    """The folder of a finished run, the Hub that it was pushed to, and what it printed."""
+    from test_train import FLAGS, LAUNCH
+
+    hub = new_hub(tmp_path_factory.mktemp("hub"))
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    push = ["--push_to_hub", "--hub_model_id", "org/cxr-densenet121"]
+    result = train(
+        *FLAGS, *push, "--output_dir", folder, launch=[*LAUNCH, "--num_processes=1"], env=hub.env
+    )
+    assert result.returncode == 0, result.stderr
+    return folder, hub, result

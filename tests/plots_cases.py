@@ -6,6 +6,8 @@ from xml.etree import ElementTree
 import numpy as np
 from matplotlib.figure import Figure
 
+from evaluation.curves import curve_bands
+from evaluation.metrics import compute_metrics
 from evaluation.predictions import Predictions
 
 
@@ -41,6 +43,13 @@ def by_hand(labels, probability, thresholds=None):
         split="test",
         thresholds=thresholds,
     )
+
+
+def scored(models, path, num_resamples=20, seed=0):
+    """What the curves take after their models: metrics, path, bands."""
+    options = {"num_resamples": num_resamples, "seed": seed}
+    metrics = {name: compute_metrics(saved, **options) for name, saved in models.items()}
+    return metrics, path, {name: curve_bands(saved, **options) for name, saved in models.items()}
 
 
 def draw(plot, *arguments, **options):

@@ -1,4 +1,4 @@
-"""Report folders with made-up numbers, as `validate.py` lays them out."""
+"""Run and report folders with made-up numbers, as `train.py` and `validate.py` lay them out."""
 
 import json
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from evaluation.metrics import compute_metrics
-from evaluation.predictions import Predictions
+from evaluation.predictions import Predictions, read_predictions, write_predictions
 
 NAMES = ("NORMAL", "PNEUMONIA")
 AWKWARD = "a<b & c|d_*e*"
@@ -165,3 +165,37 @@ def make_folder(folder, report, gallery=True, figures=FIGURES):
     if gallery:
         (folder / "gallery.json").write_text(json.dumps(cases))
     return folder
+
+
+def make_run(run, names=NAMES, multi_label=False, source="kermany", dataset="Kermany 2018"):
+    (run / "figures").mkdir(parents=True)
+    (run / "figures" / "roc.png").write_bytes(b"")
+    rng = np.random.default_rng(0)
+    metrics = {"best_epoch": 4, "train_seconds": 905.4, "num_parameters": 1234567, "device": "cpu"}
+    splits = {}
+    for split, n in (("validation", 80), ("test", 120)):
+        labels = rng.integers(len(names), size=n)
+        truth = np.eye(len(names))[labels]
+        if multi_label:
+            labels = truth = rng.random((n, len(names))) < 0.4
+        logits = rng.normal(size=truth.shape) + truth
+        path = run / f"predictions_{split}.csv"
+        patients = rng.integers(n // 2, size=n)
+        write_predictions(path, range(n), patients, labels, logits, names, split, multi_label)
+        metrics[split] = compute_metrics(read_predictions(path), num_resamples=100)
+        classes = dict(zip(names, truth.sum(axis=0).astype(int).tolist()))
+        splits[split] = {"images": n, "unique_images": n - 1, "patients": 33, "classes": classes}
+    files = {
+        "metrics": metrics,
+        "dataset": {"source": source, "name": dataset, "splits": splits},
+        "config": {
+            "model_type": "cxr-densenet",
+            "image_size": 128,
+            "num_channels": 1,
+            "id2label": {str(k): name for k, name in enumerate(names)},
+        },
+        "training_args": {"model": "densenet121", "learning_rate": 0.0005, "note": "a|b"},
+    }
+    for name, content in files.items():
+        (run / f"{name}.json").write_text(json.dumps(content))
+    return files

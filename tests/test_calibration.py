@@ -14,13 +14,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 
 from evaluation.calibration import (
+    abstained,
     adjust_prevalence,
     apply_operation,
     estimate_prevalence,
     fit_calibration,
     fit_operation,
 )
-from evaluation.operating_points import abstains, abstention_band, choose_threshold
+from evaluation.operating_points import abstention_band, choose_threshold
 from evaluation.predictions import Predictions
 
 
@@ -232,11 +233,27 @@ def test_splits_that_allow_no_calibration_are_named():
         fit_operation(binary(z, np.zeros(8)))
     with pytest.raises(ValueError, match="has one patient; .* needs two or more"):
         fit_operation(binary(z, np.arange(8) % 2, ["p"] * 8))
-    with pytest.raises(ValueError, match="has no image of C"):
-        fit_operation(predictions_of(np.eye(8, 3), np.arange(8) % 2))
-    both = np.column_stack([np.arange(8) % 2, np.ones(8)])
-    with pytest.raises(ValueError, match="has only images of B"):
-        fit_operation(predictions_of(np.eye(8, 2), both, multi_label=True))
+    none = np.zeros((8, 2))
+    with pytest.raises(ValueError, match="has no image of A"):
+        fit_operation(predictions_of(np.eye(8, 2), none, multi_label=True))
+    with pytest.raises(ValueError, match="has only images of A"):
+        fit_operation(predictions_of(np.eye(8, 2), none + 1, multi_label=True))
+
+
+def test_a_class_without_images_leaves_the_others_operation_as_it_is():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(60, 3)), rng.integers(0, 2, (60, 3))
+    labels[:, 1], labels[:, 2] = 0, 1
+    predictions = predictions_of(logits, labels, multi_label=True)
+    operation = fit_operation(predictions)
+    assert operation["thresholds"][1:] == [0.5, 0.5]
+    assert operation["prevalence"] == pytest.approx(
+        [(labels[:, 0].sum() + 0.5) / 61, 1 / 122, 121 / 122]
+    )
+    decided = apply_operation(predictions, operation).decisions
+    assert not decided[:, 1].any() and decided[:, 2].all()
+    exclusive = fit_operation(predictions_of(np.eye(8, 3), np.arange(8) % 2))
+    assert exclusive["prevalence"] == pytest.approx([4.5 / 9.5, 4.5 / 9.5, 0.5 / 9.5])
 
 
 def test_operations_that_do_not_fit_are_named():
@@ -245,12 +262,12 @@ def test_operations_that_do_not_fit_are_named():
     assert apply_operation(predictions, operation).logits is predictions.logits
     with pytest.raises(ValueError, match="has no 'prevalence'"):
         apply_operation(predictions, {k: None for k in operation if k != "prevalence"})
-    with pytest.raises(ValueError, match="calibration is by 'beta'"):
+    with pytest.raises(ValueError, match="'beta'}; it takes a dict with the method temperature"):
         apply_operation(predictions, operation | {"calibration": {"method": "beta"}})
     platt = operation | {"calibration": {"method": "platt", "scale": [1, 1], "bias": [0, 0]}}
-    with pytest.raises(ValueError, match="has 2 maps; 1 are needed"):
+    with pytest.raises(ValueError, match="it takes 1 numbers each"):
         apply_operation(predictions, platt)
-    with pytest.raises(ValueError, match="platt calibration is for two classes"):
+    with pytest.raises(ValueError, match="more than two exclusive classes take 'temperature'"):
         apply_operation(predictions_of(np.eye(3), [0, 1, 2]), platt)
 
 
@@ -381,10 +398,10 @@ def test_the_band_holds_its_share_around_the_threshold():
     operation = fit_operation(predictions, abstain_share=0.15)
     after = apply_operation(predictions, operation)
     ((low, high),), (threshold,) = operation["abstention"], operation["thresholds"]
-    assert abstains(after.probabilities[:, 1:], operation["abstention"]).sum() == 30
+    assert abstained(after, operation).sum() == 30
     assert logit(high) - logit(threshold) == pytest.approx(logit(threshold) - logit(low))
     nearest = np.abs(after.log_odds[:, 1] - logit(threshold)).argsort()[:30]
-    assert abstains(after.probabilities[nearest, 1:], operation["abstention"]).all()
+    assert abstained(after, operation)[nearest].all()
 
 
 def test_a_band_of_equal_scores_holds_less_and_a_share_of_nothing_is_no_band():
@@ -393,7 +410,8 @@ def test_a_band_of_equal_scores_holds_less_and_a_share_of_nothing_is_no_band():
     assert [low, high] == pytest.approx(expit([-1.25, 1.25]))
     assert abstention_band(z, 0.5, 0.25) == pytest.approx([low, high])
     low, high = abstention_band(z, 0.5, 0.1)
-    assert not abstains(expit(z)[:, None], [[low, high]]).any()
+    here = binary(z, z > 0)
+    assert not abstained(here, {"thresholds": [0.5], "abstention": [[low, high]]}).any()
     assert abstention_band(z, 0.5, 0) is None
-    assert not abstains(expit(z)[:, None], None).any()
+    assert not abstained(here, {"thresholds": [0.5], "abstention": None}).any()
     assert fit_operation(drawn(50, lambda z: z), abstain_share=0)["abstention"] is None

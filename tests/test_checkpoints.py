@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from sklearn.metrics import roc_auc_score
 from transformers import AutoImageProcessor, AutoModel
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from datasets_scripts import load_cxr_dataset
 from evaluation.calibration import apply_operation
@@ -81,8 +82,14 @@ print(sorted(entry["label"] for entry in answer), round(sum(e["score"] for e in 
 
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
 def test_a_checkpoint_travels_with_the_code_of_this_commit(folder):
-    code = {path.name: path.read_text() for path in (REPO / "modeling").glob("*_cxr.py")}
-    assert {path.name: path.read_text() for path in folder.glob("*.py")} == code
+    file = json.loads((folder / "config.json").read_text())["auto_map"]["AutoModel"].split(".")[0]
+    needed = {
+        path.name for path in map(Path, get_relative_import_files(REPO / f"modeling/{file}.py"))
+    }
+    needed |= {f"{file}.py"}
+    assert {path.name for path in folder.glob("*.py")} == needed
+    for name in needed:
+        assert (folder / name).read_text() == (REPO / "modeling" / name).read_text()
 
 
 def test_the_checkpoints_weigh_less_than_16_mb_together():

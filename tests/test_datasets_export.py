@@ -7,10 +7,21 @@ import sys
 import pytest
 import yaml
 from datasets import Image, load_dataset
-from datasets_trees import write_classes, write_kermany
+from datasets_trees import write_classes, write_image, write_kermany
 
-from datasets_scripts import SOURCES, describe, load_cxr_dataset
+import datasets_scripts
+from datasets_scripts import (
+    age_range,
+    class_names,
+    describe,
+    facts,
+    load_cxr_dataset,
+    registry,
+    source_options,
+    sources,
+)
 from datasets_scripts.cli import main, make_parser
+from training.data import summarize
 
 
 def stored(part):
@@ -118,19 +129,24 @@ def test_a_leak_stops_an_export_and_regroup_repairs_it(tmp_path):
     assert set(load_cxr_dataset(out)) == {"train", "validation", "test"}
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", sources())
 def test_help_explains_every_option(source):
     text = make_parser(source).format_help()
     assert all(action.help for action in make_parser(source)._actions)
-    for flag in ("--output", "--push_to_hub", "--private", "--regroup", "--seed"):
+    for flag in ("--output", "--push_to_hub", "--private", "--regroup"):
         assert flag in text
+    assert ("--label_map" in text) == (source in ("folder", "hub", "manifest"))
 
 
 def test_the_command_line_in_its_own_process(tmp_path):
     command = [sys.executable, "-m", "datasets_scripts.kermany"]
     root = write_kermany(tmp_path / "chest_xray", train=6)
     done = subprocess.run([*command, str(root)], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (
+        f"INFO: {root}: class 1, the finding, is PNEUMONIA: NORMAL names the absence of a finding."
+        "\n"
+    )
     assert done.stdout.splitlines()[0].split()[:4] == ["split", "files", "unique", "patients"]
     wrong = subprocess.run([*command, str(tmp_path / "no")], capture_output=True, text=True)
     assert wrong.returncode == 1 and wrong.stdout == ""
@@ -138,6 +154,127 @@ def test_the_command_line_in_its_own_process(tmp_path):
 
 
 def test_importing_the_package_needs_no_model_library(run_python):
-    code = "import sys, datasets_scripts; print({'torch', 'modeling', 'timm'} & set(sys.modules))"
+    libraries = {"torch", "timm", "transformers"}
+    code = f"import sys, datasets_scripts; print({libraries} & set(sys.modules))"
     result = run_python(code)
     assert result.stdout.strip() == "set()", result.stdout + result.stderr
+
+
+NEW_SOURCE = '''
+"""Two folders of a hospital."""
+
+from pathlib import Path
+
+from datasets_scripts.schema import Source, assemble
+
+SOURCE = Source(
+    name="clinic",
+    title="X-rays of the clinic",
+    path_help="the export of the clinic",
+    citation="Doe, 2020",
+    licence="cc0-1.0",
+    population="adults of one clinic",
+    limits=("One machine.",),
+    ages=(18.0, 90.0),
+    hub_ids=("org/clinic-copy",),
+)
+
+
+def recognise(path):
+    return (path / "clinic.txt").is_file()
+
+
+def load(path, *, least: int = 0, **options):
+    """The X-rays of an export.
+
+    Args:
+        path: of the export.
+        least: number of the first image
+        **options: of `assemble`.
+    """
+    records = [
+        {
+            "image": str(file),
+            "label": file.stem.split("-")[0],
+            "name": file.name,
+            "path": file.name,
+            "split": None,
+            "patient_id": file.stem,
+            "source": SOURCE.name,
+            "ward": "A",
+        }
+        for file in sorted(Path(path).glob("*.png"))
+        if int(file.stem.split("-")[1]) >= least
+    ]
+    return assemble(records, str(path), **options)
+
+
+if __name__ == "__main__":
+    from datasets_scripts.cli import main
+
+    main(SOURCE.name)
+'''
+
+
+@pytest.fixture
+def clinic(tmp_path, monkeypatch):
+    """An export of a source that is one file more in the package."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "clinic.py").write_text(NEW_SOURCE)
+    monkeypatch.setattr(
+        datasets_scripts, "__path__", [*datasets_scripts.__path__, str(tmp_path / "modules")]
+    )
+    registry.modules.cache_clear()
+    root = tmp_path / "export"
+    for index in range(40):
+        write_image(root / f"{('ill', 'healthy')[index % 2]}-{index}.png", index)
+    (root / "clinic.txt").write_text("")
+    yield root
+    registry.modules.cache_clear()
+    sys.modules.pop("datasets_scripts.clinic", None)
+
+
+def test_a_new_source_is_one_file(clinic, tmp_path, capsys):
+    assert "clinic" in sources()
+    dataset = load_cxr_dataset(str(clinic), least=20)
+    assert {split: len(part) for split, part in dataset.items()} == {
+        "train": 14,
+        "validation": 2,
+        "test": 4,
+    }
+    assert class_names(dataset["train"]) == ["healthy", "ill"]
+    assert dataset["test"][0]["ward"] == "A" and age_range(dataset["train"]) == [18.0, 90.0]
+    summary = summarize(dataset, "export")
+    assert summary["facts"] == facts(dataset)
+    assert summary["facts"]["limits"] == ["One machine."]
+    assert "clinic, folder, hub, " in str(pytest.raises(ValueError, load_cxr_dataset, "no").value)
+
+    flags = [str(clinic), "--least", "10", "--positive", "healthy"]
+    main("clinic", [*flags, "--output", str(tmp_path / "out")])
+    assert describe(load_cxr_dataset(str(tmp_path / "out"))) in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Source: X-rays of the clinic. Doe, 2020." in card and "license: cc0-1.0" in card
+    assert "number of the first image" in make_parser("clinic").format_help()
+    with pytest.raises(SystemExit, match="no does not exist: clinic reads the export of the"):
+        main("clinic", [str(tmp_path / "no")])
+
+
+def test_a_new_source_is_a_command(clinic, tmp_path, run_python):
+    code = f"""
+import datasets_scripts, runpy, sys
+datasets_scripts.__path__.append({str(tmp_path / "modules")!r})
+sys.argv = ["clinic", {str(clinic)!r}]
+runpy.run_module("datasets_scripts.clinic", run_name="__main__", alter_sys=True)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split()[:2] == ["total", "40"]
+
+
+@pytest.mark.parametrize("source", sorted(sources()))
+def test_every_source_says_what_it_is(source):
+    about = sources()[source]
+    assert about.name == source and about.title
+    assert all(meaning for _, _, meaning in source_options(source).values())
+    assert (about.ages is None) or about.ages[0] < about.ages[1]
+    assert all(text.endswith(".") for text in (*about.limits, *about.out_of_scope))

@@ -1,10 +1,16 @@
 """Own image trees: splits, patients, metadata.csv, wrong input."""
 
+import json
 import logging
 import shutil
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from datasets import Image as Stored
 from datasets_trees import write_classes, write_image
+from dicom_files import dicom
 from PIL import Image
 
 from datasets_scripts import check_leaks, class_names, load_cxr_dataset, regroup
@@ -78,7 +84,7 @@ def test_without_a_patient_a_warning_says_so(tmp_path, caplog):
     root = write_classes(tmp_path / "set", a=20, b=20)
     with caplog.at_level(logging.WARNING):
         dataset = load_cxr_dataset("folder", root)
-    assert "each of 40 files counts as its own patient (set patient_regex" in caplog.text
+    assert "no patient for 40 of 40 images: each of these counts as its own" in caplog.text
     assert dataset["train"][0]["patient_id"] == f"a/{dataset['train'][0]['image_id']}"
 
 
@@ -128,7 +134,7 @@ def test_metadata_with_labels_is_multi_label_and_may_be_flat(tmp_path, caplog):
     (tmp_path / "metadata.csv").write_text("\n".join(lines))
     write_image(tmp_path / "extra.png", 99)
     dataset = load_cxr_dataset("folder", tmp_path)
-    assert "1 images under" in caplog.text and "not in metadata.csv" in caplog.text
+    assert "1 images under" in caplog.text and "not in its metadata: left out" in caplog.text
     assert class_names(dataset["train"]) == ["effusion", "mass"]
     assert counts(dataset) == {"train": 56, "validation": 8, "test": 16}
     for part in dataset.values():
@@ -142,12 +148,10 @@ def test_metadata_with_labels_is_multi_label_and_may_be_flat(tmp_path, caplog):
 
 def test_wrong_trees_are_one_sentence(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match="nowhere does not exist: give the folder of folder"
+        FileNotFoundError, match="nowhere does not exist: folder reads a folder with class/file or"
     ):
         load_cxr_dataset("folder", tmp_path / "nowhere")
-    with pytest.raises(
-        ValueError, match="holds no images: expected class/file or split/class/file"
-    ):
+    with pytest.raises(ValueError, match="is empty: expected class/file or split/class/file"):
         load_cxr_dataset("folder", tmp_path)
     root = write_classes(tmp_path / "one", a=9)
     with pytest.raises(ValueError, match="only the class 'a': a classifier needs images of two"):
@@ -178,7 +182,8 @@ def test_wrong_trees_are_one_sentence(tmp_path):
 
 def test_a_test_folder_of_one_class_beside_others_is_kept(tmp_path):
     write_classes(tmp_path / "train", a=20, b=20)
-    write_classes(tmp_path / "test", b=5)
+    for index in range(5):
+        write_image(tmp_path / "test" / "b" / f"{index}.png", 5000 + index)
     assert load_cxr_dataset("folder", tmp_path)["test"]["label"][:] == [1] * 5
 
 
@@ -200,27 +205,26 @@ def test_wrong_patient_regex(tmp_path, regex, message):
     "text, message",
     [
         ("name,view\na/a-00.png,PA", "no column file_name: its columns are name, view"),
-        ("file_name,view\na/zz.png,PA", "lists 'a/zz.png' but no such file is under"),
+        ("file_name,view\na/zz.png,PA", "lists 'a/zz.png', but no such file is under"),
         ("file_name,view\na/a-00.png,PA\na/a-00.png,AP", "lists 'a/a-00.png' twice"),
         ("file_name,patient_id\na/a-00.png,P1", "gives a/a-01.png no patient_id"),
-        ("file_name,age\na/a-00.png,old", "gives the age 'old': a number of years is needed"),
     ],
 )
 def test_wrong_metadata(tmp_path, text, message):
     root = write_classes(tmp_path / "set", a=9, b=9)
     (root / "metadata.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_cxr_dataset("folder", root)
 
 
 @pytest.mark.parametrize(
     "source, message",
     [
-        ("kermny", r"unknown dataset 'kermny' \(did you mean kermany\?\): use phantom, kermany"),
-        ("imagenet", "use phantom, kermany, folder, hub, manifest, an existing folder"),
+        ("kermny", r"unknown dataset 'kermny' \(did you mean kermany\?\): use folder, hub, kerm"),
+        ("imagenet", "use folder, hub, kermany, manifest, parquet, phantom, an existing folder"),
         ("/no/such/folder", "/no/such/folder does not exist: give an existing folder or zip"),
         ("folder", "dataset folder needs a path"),
-        ("hub", "dataset hub needs a Hub id"),
+        ("hub", "dataset hub needs a path: the id of a data set on the Hub"),
     ],
 )
 def test_unknown_sources(source, message):
@@ -229,10 +233,395 @@ def test_unknown_sources(source, message):
 
 
 def test_unknown_options_and_files(tmp_path):
-    with pytest.raises(ValueError, match="unknown option 'sede' of dataset folder: it takes pat"):
+    with pytest.raises(ValueError, match="unknown option 'sede' of dataset folder: it takes lab"):
         load_cxr_dataset("folder", tmp_path, sede=1)
     with pytest.raises(ValueError, match="generated and takes no path"):
         load_cxr_dataset("phantom", tmp_path)
     file = write_image(tmp_path / "x.png", 1)
     with pytest.raises(ValueError, match="x.png is a file: give a folder of images"):
         load_cxr_dataset(str(file))
+
+
+def files_in(dataset):
+    """The stored path of each image, by split."""
+    return {
+        split: [
+            Path(image["path"])
+            for image in part.cast_column("image", Stored(decode=False))["image"]
+        ]
+        for split, part in dataset.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "VAL", "TEST"),
+        ("train", "dev", "eval"),
+        ("train", "eval", "test"),  # eval means test, as in `datasets`, where nothing else does
+        ("train_set", "valid_set", "test_set"),
+        ("trainset", "validate", "test1"),
+        ("01_train", "02_valid", "03_test"),
+        ("Training Images", "development", "testing-images"),
+    ],
+)
+@pytest.mark.parametrize("order", ["split/class", "class/split", "wrapper/split/class"])
+def test_split_folders_are_known_by_their_usual_names(tmp_path, folders, order):
+    for split, name in enumerate(folders):
+        for label in range(2):
+            place = {"split": name, "class": ("NORMAL", "PNEUMONIA")[label], "wrapper": "data"}
+            folder = tmp_path.joinpath(*(place[part] for part in order.split("/")))
+            for index in range(3 + split):
+                write_image(folder / f"{index}.png", 100 * split + 10 * label + index)
+    dataset = load_cxr_dataset(str(tmp_path))
+    assert counts(dataset) == {"train": 6, "validation": 8, "test": 10}
+    assert class_names(dataset["train"]) == ["NORMAL", "PNEUMONIA"]
+    check_leaks(dataset)
+
+
+def test_parts_of_one_split_are_joined(tmp_path):
+    for number, name in enumerate(("train1", "train2", "test")):
+        for label in range(2):
+            for index in range(10):
+                file = tmp_path / name / "ab"[label] / f"{index}.png"
+                write_image(file, 100 * number + 10 * label + index)
+    assert counts(load_cxr_dataset("folder", tmp_path)) == {
+        "train": 36,
+        "validation": 4,
+        "test": 20,
+    }
+
+
+@pytest.mark.parametrize(
+    "names, inner",
+    [
+        (("site1", "site2"), ("NORMAL", "PNEUMONIA")),
+        (("part_one", "part_two"), ("covid", "tb")),
+        (("2019", "2020"), ("healthy", "ill")),
+    ],
+)
+def test_folders_that_hold_the_same_folders_are_refused(tmp_path, names, inner):
+    for number, name in enumerate(names):
+        for label, kind in enumerate(inner):
+            for index in range(5):
+                write_image(
+                    tmp_path / name / kind / f"{index}.png", 100 * number + 10 * label + index
+                )
+    with pytest.raises(
+        ValueError, match=f"the folders {', '.join(names)} of .* hold the same fold"
+    ):
+        load_cxr_dataset("folder", tmp_path)
+    dataset = load_cxr_dataset("folder", tmp_path, classes=",".join(names))
+    assert class_names(dataset["train"]) == list(names)
+
+
+@pytest.mark.parametrize(
+    "junk", ["__MACOSX", ".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN", ".hidden", "lost+found"]
+)
+@pytest.mark.parametrize("place", ["", "train", "train/a", "train/a/patient1"])
+def test_side_folders_are_no_part_of_the_set(tmp_path, junk, place):
+    for number, split in enumerate(("train", "test")):
+        for label in range(2):
+            for index in range(4):
+                file = tmp_path / split / "ab"[label] / f"patient{index}" / "x.png"
+                write_image(file, 100 * number + 10 * label + index)
+    write_image(tmp_path / place / junk / "a" / "checkpoint.png", 999)
+    for name in ("Thumbs.db", ".DS_Store", "._x.png", "desktop.ini", "notes"):
+        (tmp_path / place / name).write_bytes(b"junk")
+    dataset = load_cxr_dataset("folder", tmp_path, validation_share=0.5)
+    assert counts(dataset) == {"train": 4, "validation": 4, "test": 8}
+
+
+@pytest.mark.parametrize(
+    "image, mask, is_lung",
+    [
+        ("{c}/images/{i}.png", "{c}/masks/{i}.png", True),
+        ("{c}/Images/{i}.png", "{c}/Lung Masks/{i}_mask.png", True),
+        ("images/{c}/{i}.png", "masks/{c}/{i}.png", True),
+        ("{c}/{i}.png", "{c}/{i}_mask.png", True),
+        ("{c}/{i}.png", "lung_masks/{c}/{i}.png", True),
+        ("{c}/images/{i}.png", "{c}/infection masks/{i}.png", False),
+        ("{c}/images/{i}.png", "{c}/segmentation/{i}.png", False),
+        ("{c}/{i}.png", "{c}/leftMask/{i}.png", False),
+    ],
+)
+def test_masks_beside_the_images_are_masks(tmp_path, caplog, image, mask, is_lung):
+    for label, name in enumerate(("COVID", "Normal")):
+        for index in range(10):
+            seed = 100 * label + index
+            write_image(tmp_path / image.format(c=name, i=f"{name}-{index}"), seed)
+            write_image(tmp_path / mask.format(c=name, i=f"{name}-{index}"), 5000 + seed, size=20)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    assert sum(counts(dataset).values()) == 20
+    assert class_names(dataset["train"]) == ["Normal", "COVID"]
+    for part in dataset.values():
+        for row in part:
+            assert row["image"].size == (40, 40)
+            if is_lung:
+                assert row["lung_mask"].size == (20, 20)
+            assert ("lung_mask" in row) == is_lung
+    assert ("20 masks under" in caplog.text) != is_lung
+
+
+def test_an_image_without_a_lung_mask_has_none(tmp_path):
+    write_classes(tmp_path / "images", a=10, b=10)
+    write_image(tmp_path / "masks" / "a" / "a-03.png", 7)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    masks = {row["image_id"]: row["lung_mask"] for part in dataset.values() for row in part}
+    assert [name for name, mask in masks.items() if mask] == ["a-03.png"]
+
+
+def test_links_are_followed_and_never_for_ever(tmp_path):
+    elsewhere = write_classes(tmp_path / "elsewhere", a=10, b=10)
+    root = tmp_path / "set"
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        (root / name / "hospital").symlink_to(elsewhere / name)
+        (root / name / "again").symlink_to(root)
+    assert sum(counts(load_cxr_dataset("folder", root)).values()) == 20
+    (root / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(FileNotFoundError, match="a/gone.png is a link that leads nowhere: mend or"):
+        load_cxr_dataset("folder", root)
+
+
+@pytest.mark.parametrize("name", ["{}.dcm", "{}.DCM", "{}.dicom", "IM{}", "1.2.840.113619.{}"])
+def test_dicom_files_are_found(tmp_path, name):
+    for label in range(2):
+        folder = tmp_path / ("NORMAL", "PNEUMONIA")[label] / "study"
+        folder.mkdir(parents=True)
+        for index in range(10):
+            pixels = np.full((40, 40), 100 * label + index, np.uint8)
+            (folder / name.format(index)).write_bytes(dicom(pixels))
+        (folder / "DICOMDIR").write_bytes(dicom(pixels + 1))
+        (folder / "README").write_text("no image")
+    files = [file for part in files_in(load_cxr_dataset(str(tmp_path))).values() for file in part]
+    assert len(files) == 20 and all(file.name != "DICOMDIR" for file in files)
+    assert all(b"DICM" in file.read_bytes()[:132] for file in files)
+
+
+def test_an_empty_class_folder_says_what_is_there(tmp_path):
+    root = write_classes(tmp_path / "set", a=10)
+    (root / "b").mkdir()
+    (root / "b" / "hospital").write_text("../elsewhere")  # a link that an archive made a text of
+    (root / "b" / "volume.nii.gz").write_bytes(b"123")
+    with pytest.raises(
+        ValueError,
+        match=r"class folder .*/b holds no images by suffix or content, but 2 other files, as "
+        r"hospital \(12 bytes\), volume.nii.gz \(3 bytes\): put images in it",
+    ):
+        load_cxr_dataset("folder", root)
+
+
+def write_rows(path, rows):
+    """The rows (dicts) as a metadata file of the kind that its suffix says."""
+    if path.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    else:
+        pd.DataFrame(rows).to_parquet(path, index=False)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("place", ["", "split", "class"])
+def test_metadata_of_imagefolder_gives_patients_wherever_it_stands(tmp_path, kind, place):
+    rows = {}
+    for number, split in enumerate(("train", "test")):
+        for label in range(2):
+            for index in range(12):
+                file = tmp_path / split / "ab"[label] / f"{split}-{index}.png"
+                write_image(file, 100 * number + 20 * label + index)
+                folder = {"": tmp_path, "split": tmp_path / split, "class": file.parent}[place]
+                row = {
+                    "file_name": file.relative_to(folder).as_posix(),
+                    "patient_id": f"{split}{index // 2}",
+                    "age": 30 + index,
+                }
+                rows.setdefault(folder, []).append(row)
+    for folder, listed in rows.items():
+        write_rows(folder / f"metadata.{kind}", listed)
+    dataset = load_cxr_dataset("folder", tmp_path, validation_share=0.25)
+    check_leaks(dataset)
+    assert len(dataset["test"]) == 24 and set(dataset["test"]["patient_id"]) == {
+        f"test{patient}" for patient in range(6)
+    }
+    assert set(dataset["test"]["age"]) == set(range(30, 42))
+    assert not set(dataset["train"]["patient_id"]) & set(dataset["validation"]["patient_id"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("column", ["label", "Label", "class"])
+def test_metadata_with_one_label_an_image(tmp_path, kind, column):
+    rows = []
+    for index in range(40):
+        write_image(tmp_path / "images" / f"{index}.png", index)
+        rows.append({"file_name": f"{index}.png", column: ("sick", "healthy")[index % 2]})
+    write_rows(tmp_path / "images" / f"metadata.{kind}", rows)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    assert class_names(dataset["train"]) == ["healthy", "sick"]
+    for part in dataset.values():
+        for row in part:
+            assert row["label"] == 1 - int(row["image_id"][:-4]) % 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_metadata_with_lists_of_labels(tmp_path, kind):
+    labels = [["Effusion"], ["Edema", "Effusion"], [], ["Edema"]]
+    rows = []
+    for index in range(40):
+        write_image(tmp_path / f"{index}.png", index)
+        rows.append({"file_name": f"{index}.png", "findings": "", "labels": labels[index % 4]})
+    write_rows(tmp_path / f"metadata.{kind}", rows)
+    for part in load_cxr_dataset("folder", tmp_path).values():
+        for row in part:
+            found = [class_names(part)[label] for label in row["labels"]]
+            assert sorted(found) == labels[int(row["image_id"][:-4]) % 4]
+
+
+def test_metadata_may_name_splits_and_masks(tmp_path):
+    rows = []
+    for index in range(12):
+        write_image(tmp_path / f"{index}.png", index)
+        write_image(tmp_path / "lungs" / f"{index}.png", 100 + index, size=20)
+        split = ("train", "val", "test")[index // 4]
+        row = {"image_file_name": f"{index}.png", "split": split, "label": "ab"[index % 2]}
+        rows.append({**row, "mask_file_name": f"lungs/{index}.png"})
+    write_rows(tmp_path / "metadata.csv", rows)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    assert counts(dataset) == {"train": 4, "validation": 4, "test": 4}
+    assert dataset["test"][0]["lung_mask"].size == (20, 20)
+
+
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("metadata.jsonl", '{"file_name": "a/a-00.png"', "is no JSON lines file in UTF-8"),
+        ("metadata.jsonl", "[1]", "is no JSON lines file in UTF-8 .a line is no object"),
+        ("metadata.jsonl", '{"file": "a/a-00.png"}', "has no column file_name: its columns are fi"),
+        ("metadata.parquet", "PAR", "is no Parquet file in UTF-8"),
+        ("a/metadata.csv", "file_name\n../b/b-00.png", "lists '../b/b-00.png', which is outside"),
+        ("metadata.csv", "images_file_names\na/a-00.png", "lists several images a row"),
+        ("a/metadata.csv", "file_name\nzz.png", "lists 'zz.png', but no such file is under"),
+        ("metadata.csv", "file_name,label,split\na/a-00.png,a,odd", "the split 'odd': use train"),
+    ],
+)
+def test_wrong_metadata_of_every_kind(tmp_path, file, text, message):
+    root = write_classes(tmp_path / "set", a=9, b=9)
+    (root / file).write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        load_cxr_dataset("folder", root)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_metadata_files_in_one_folder_are_refused(tmp_path):
+    root = write_classes(tmp_path / "set", a=9, b=9)
+    for kind in ("csv", "jsonl"):
+        write_rows(root / f"metadata.{kind}", [{"file_name": "a/a-00.png"}])
+    with pytest.raises(ValueError, match=r"set holds metadata.csv and metadata.jsonl: keep one\."):
+        load_cxr_dataset("folder", root)
+
+
+def test_look_alikes_between_splits_are_one_class(tmp_path, caplog):
+    for number, (split, names) in enumerate(
+        {"train": ("Normal", "Pleural_Effusion"), "test": ("normal", "pleural effusion")}.items()
+    ):
+        for label, name in enumerate(names):
+            for index in range(10 - 5 * number):
+                write_image(
+                    tmp_path / split / name / f"{index}.png", 100 * number + 10 * label + index
+                )
+    dataset = load_cxr_dataset("folder", tmp_path)
+    assert class_names(dataset["test"]) == ["Normal", "Pleural_Effusion"]
+    assert dataset["test"]["label"][:] == [0] * 5 + [1] * 5
+    assert "'normal' is read as 'Normal'" in caplog.text
+
+
+def test_identical_images_under_two_labels_are_named_or_refused(tmp_path, caplog):
+    root = write_classes(tmp_path / "set", a=100, b=100)
+    shutil.copy(root / "a" / "a-07.png", root / "b" / "copy.png")
+    load_cxr_dataset("folder", root)
+    assert "2 of 201 images of" in caplog.text and "both labels stay" in caplog.text
+    assert "a/a-07.png (a) and b/copy.png (b)" in caplog.text
+    shutil.copy(root / "a" / "a-08.png", root / "b" / "copy2.png")
+    with pytest.raises(
+        ValueError, match="4 of 202 images .* more than the 1.0% that max_conflicts"
+    ):
+        load_cxr_dataset("folder", root)
+    load_cxr_dataset("folder", root, max_conflicts=0.1)
+
+
+@pytest.mark.parametrize(
+    "names, finding",
+    [
+        (("COVID", "NORMAL"), "COVID"),
+        (("NORMAL", "PNEUMONIA"), "PNEUMONIA"),
+        (("Effusion", "No Finding"), "Effusion"),
+        (("Cardiomegaly", "no_cardiomegaly"), "Cardiomegaly"),
+        (("cases", "controls"), "cases"),
+        (("0", "1"), "1"),
+        (("healthy", "TB"), "TB"),
+        (("infected", "uninfected"), "infected"),
+        (("Covid", "non-covid"), "Covid"),
+        (("COVID+", "COVID-"), "COVID+"),
+        (("TB negative", "TB positive"), "TB positive"),
+        (("abnormal", "normal"), "abnormal"),
+        (("normal", "not normal"), "not normal"),
+        (("no", "yes"), "yes"),
+    ],
+)
+def test_the_finding_is_class_1(tmp_path, caplog, names, finding):
+    root = write_classes(tmp_path / "set", **dict.fromkeys(names, 10))
+    with caplog.at_level(logging.INFO):
+        dataset = load_cxr_dataset("folder", root)
+    assert class_names(dataset["train"])[1] == finding
+    for part in dataset.values():
+        for row in part:
+            assert class_names(part)[row["label"]] == row["image_id"].rsplit("-", 1)[0]
+    (other,) = set(names) - {finding}
+    assert f"class 1, the finding, is {finding}: {other} names the absence of a find" in caplog.text
+
+
+def test_a_user_says_which_class_is_the_finding(tmp_path, caplog):
+    root = write_classes(tmp_path / "set", covid=10, tb=10)
+    assert class_names(load_cxr_dataset("folder", root)["train"]) == ["covid", "tb"]
+    assert "class 1, the finding, is tb by the order of names, as neither" in caplog.text
+    for options in ({"positive": "COVID"}, {"classes": "tb,covid"}, {"classes": ["tb", "covid"]}):
+        assert class_names(load_cxr_dataset("folder", root, **options)["train"]) == ["tb", "covid"]
+    mapped = load_cxr_dataset("folder", root, label_map={"TB": "normal"})
+    assert class_names(mapped["train"]) == ["normal", "covid"]
+    three = write_classes(tmp_path / "three", covid=10, tb=10, normal=10)
+    dataset = load_cxr_dataset("folder", three, classes="normal, tb, covid")
+    assert class_names(dataset["train"]) == ["normal", "tb", "covid"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"positive": "flu"}, "positive 'flu' is no class of .*: use a or b"),
+        ({"classes": "a,c"}, "has the class 'b', which is none of classes a, c: name it too"),
+        ({"classes": "a,b,c", "positive": "a"}, "positive 'a' is for two classes, but .* has 3 cl"),
+        ({"label_map": {"x": "a"}}, "label_map names 'x', but .* has the labels a, b"),
+        ({"label_map": "a"}, "label_map 'a' is no mapping of names to names: write it as {0: NORM"),
+        ({"label_map": {"a": ""}}, "is no mapping of names to names"),
+    ],
+)
+def test_wrong_class_options(tmp_path, options, message):
+    root = write_classes(tmp_path / "set", a=10, b=10)
+    with pytest.raises(ValueError, match=message):
+        load_cxr_dataset("folder", root, **options)
+
+
+@pytest.mark.parametrize("patients", [("0", "1"), ("no_1", "no_2"), ("p", "q")])
+def test_patients_of_one_class_are_no_classes(tmp_path, patients):
+    for number, patient in enumerate(patients):
+        for index in range(5):
+            write_image(tmp_path / "PNEUMONIA" / patient / f"{index}.png", 10 * number + index)
+    with pytest.raises(ValueError, match="holds only the class 'PNEUMONIA'"):
+        load_cxr_dataset("folder", tmp_path)
+
+
+def test_a_folder_around_the_classes_is_no_class(tmp_path):
+    write_classes(tmp_path / "dataset", covid=10, normal=10)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    assert class_names(dataset["train"]) == ["normal", "covid"]

@@ -109,7 +109,7 @@ def test_a_repository_with_a_loading_script_is_read_from_its_parquet_copy(hub, l
     assert full["rows"]["validation"][0] == [0, name, "IM-0012"]
     assert full["rows"]["validation"][1][::2] == [1, "person12_virus"]
     assert (full["size"], full["source"]) == ([10, 12], "org/chest-xray")
-    known = "set config_name to full or mini"
+    known = "set config_name to full or mini."
     assert unnamed["error"].endswith(f"has several configurations: {known}")
     assert wrong["error"].endswith(f"has no config_name 'huge': {known}")
     assert "has a loading script, which is never run, and no revision" in without["error"]
@@ -152,12 +152,12 @@ def test_columns_are_found_or_given(hub, load):
         ["effusion", "mass"],
     ]
     assert results[0]["counts"] == {"train": 36, "validation": 4, "test": 8}
-    assert results[0]["rows"]["test"][3] == [1, "test-000003", "test/test-000003"]
-    assert "org/set names no patients: each image counts as its own patient" in log
+    assert results[0]["rows"]["test"][3] == [1, "test-000003", "test-000003/test-000003"]
+    assert "org/set names no patient for 48 of 48 images: each of these counts as its own" in log
     assert results[3]["rows"]["test"][1][0] == [1, 0] and results[3]["columns"][1] == "labels"
     # The name alone would not do: train holds one like it.
     assert results[4]["rows"]["test"][3] == [1, "test-000003/P1_3.png", "P1"]
-    there = "its columns are image, xray, label, finding, grade, tags"
+    there = "its columns are image, xray, label, finding, grade, tags."
     assert results[5]["error"] == f"ValueError: data set 'org/set' has no column 'class': {there}"
     assert "column 'grade' of 'org/set' holds no images" in results[6]["error"]
 
@@ -183,13 +183,13 @@ configs:
 """
     hub.add_files("org/odd", {"README.md": card.encode(), **holdout}, repo_type="dataset")
     (merged, split, odd), log = load(("org/kaggle", {}), ("org/alone", {}), ("org/odd", {}))
-    assert "the 16 validation images are Kaggle's `val`" in log
+    assert "The 16 validation images are Kaggle's `val`" in log
     assert merged["counts"] == {"train": 86, "validation": 10, "test": 20}
     assert {row[2] for row in merged["rows"]["test"]} == {
         patient for n in range(50, 60) for patient in (f"IM-{n:04d}", f"person{n}_virus")
     }
     assert split["counts"] == {"train": 70, "validation": 10, "test": 20}
-    assert "split 'holdout' of 'org/odd' is none of train, val, valid" in odd["error"]
+    assert "split 'holdout' of 'org/odd' is none of train, validation and test." in odd["error"]
 
 
 def test_a_missing_set_and_an_unreachable_hub_are_one_sentence(load):
@@ -202,7 +202,7 @@ def test_a_missing_set_and_an_unreachable_hub_are_one_sentence(load):
     (unreachable,), _ = load(("org/nothing", {}), env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert unreachable["error"] == (
         "ConnectionError: the Hub cannot be reached for data set 'org/nothing': check the network, "
-        "or give a folder on disk"
+        "or give a folder on disk."
     )
 
 
@@ -222,5 +222,57 @@ def test_a_pushed_set_is_loaded_with_the_same_rows(hub, load, run_python, tmp_pa
     assert denied.returncode == 1
     assert denied.stderr.splitlines()[-1] == (
         "error: could not push to data set 'org/converted' (Invalid credentials in Authorization "
-        "header)"
+        "header)."
     )
+
+
+def test_labels_and_splits_are_read_as_they_are_written(hub, load):
+    texts = ["Effusion | edema", "Edema", "['Effusion']", "[]"]
+    rows = [
+        {
+            "image": {"path": f"P{i}.png", "bytes": png(i)},
+            "label": ["NORMAL", "COVID"][i % 2],
+            "kind": i % 2,
+            "alike": i % 3,
+            "findings": texts[i % 4],
+        }
+        for i in range(40)
+    ]
+    features = {
+        "image": Image(),
+        "label": Value("string"),
+        "kind": ClassLabel(names=["covid", "normal"]),
+        "alike": ClassLabel(names=["COVID", "Normal", "normal"]),
+        "findings": Value("string"),
+    }
+    files = {"training.parquet": parquet(rows[:24], features)}
+    files |= {"dev.parquet": parquet(rows[24:32], features)}
+    files |= {"testing.parquet": parquet(rows[32:], features)}
+    splits = "".join(f"  - split: {name[:-8]}\n    path: {name}\n" for name in files)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n"
+    hub.add_files("org/words", {"README.md": card.encode(), **files}, repo_type="dataset")
+    twins = [{**row, "image": {"path": None, "bytes": png(0)}} for row in rows[:8]]
+    twins = {"train.parquet": parquet(twins, features)}
+    hub.add_files("org/twins", twins, repo_type="dataset")
+    (words, kinds, alike, findings, mapped, same), log = load(
+        ("org/words", {}),
+        ("org/words", {"label_column": "kind"}),
+        ("org/words", {"label_column": "alike"}),
+        ("org/words", {"label_column": "findings"}),
+        (
+            "org/words",
+            {"label_column": "kind", "label_map": {"covid": "ILL"}, "positive": "normal"},
+        ),
+        ("org/twins", {}),
+    )
+    assert words["counts"] == {"train": 24, "validation": 8, "test": 8}
+    assert words["classes"] == ["NORMAL", "COVID"] and words["rows"]["test"][1][0] == 1
+    # The column's own order has the finding first.
+    assert kinds["classes"] == ["normal", "covid"] and kinds["rows"]["test"][1][0] == 0
+    assert "class 1, the finding, is covid: normal names the absence of a finding" in log
+    assert findings["classes"] in (["Edema", "Effusion"], ["Effusion", "edema"])
+    assert [len(row[0]) for row in findings["rows"]["test"][:4]] == [2, 1, 1, 0]
+    assert alike["classes"] == ["Normal", "COVID"]
+    assert [row[0] for row in alike["rows"]["train"][:3]] == [1, 0, 0]
+    assert mapped["classes"] == ["ILL", "normal"]
+    assert "8 of 8 images of org/twins have an identical twin under another label" in same["error"]

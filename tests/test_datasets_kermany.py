@@ -1,15 +1,27 @@
 """The Kermany set: real counts, the trees and zips it comes as, patients, wrong input."""
 
+import json
 import shutil
 import zipfile
+from hashlib import sha256
 
 import pytest
-from datasets import Image
+from datasets import DatasetDict, Image
 from datasets_trees import write_image, write_kermany
 
-from datasets_scripts import check_leaks, describe, fingerprint, load_cxr_dataset
+from datasets_scripts import (
+    age_range,
+    check_leaks,
+    content_hashes,
+    describe,
+    facts,
+    load_cxr_dataset,
+)
 from datasets_scripts.kermany import patient_key
 from training.arguments import parse_args
+
+# Hashes of the image_ids in order: every published figure stands on these splits.
+ROWS = {"train": "027e27d8ceb9760d", "validation": "c3f5b98a6e015c91"}
 
 
 def counts(dataset):
@@ -55,6 +67,8 @@ def test_real_set_has_the_known_counts(cxr_data):
     share = dataset["validation"]["label"][:].count(1) / 523
     assert share == pytest.approx(3883 / 5232, abs=0.002)
     check_leaks(dataset)
+    rows = {name: "\n".join(dataset[name]["image_id"]) for name in ("train", "validation")}
+    assert {name: sha256(text.encode()).hexdigest()[:16] for name, text in rows.items()} == ROWS
 
 
 def test_real_set_is_recognised_from_its_parent_and_its_split(cxr_data):
@@ -180,7 +194,7 @@ def test_a_damaged_zip_leaves_nothing_behind(tmp_path):
 
 def test_wrong_input_is_one_sentence(tmp_path):
     root = write_kermany(tmp_path / "chest_xray", train=4, val=0, test=2)
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist: give the folder or zip"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: kermany reads the ch"):
         load_cxr_dataset("kermany", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="validation_share 1.5 is not between 0 and 1"):
         load_cxr_dataset("kermany", root, validation_share=1.5)
@@ -206,7 +220,7 @@ def test_real_lung_masks_and_sizes_leave_the_rest_as_it_is(cxr_data):
     added = {"lung_mask", "original_width", "original_height"}
     masks, sizes = 0, []
     for split, part in full.items():
-        assert fingerprint(part) == fingerprint(plain[split])
+        assert content_hashes(part) == content_hashes(plain[split])
         assert set(part.features) - set(plain[split].features) == added
         for column in set(plain[split].features) - {"image"}:
             assert part[column][:] == plain[split][column][:]
@@ -262,3 +276,54 @@ def test_an_extra_folder_of_another_set_is_one_sentence(tmp_path):
     write_image(root / "test/NORMAL/IM-0666-0001.jpeg", 7)
     with pytest.raises(ValueError, match="does not list 1 of the 5 images, as 'IM-0666-0001.jpeg'"):
         load(extra)
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("TRAIN", "TEST"), ("train", "test")])
+def test_splits_are_known_by_their_usual_names(tmp_path, names):
+    root = write_kermany(tmp_path / "chest_xray", val=0)
+    for old, new in zip(("train", "test"), names):
+        (root / old).rename(root / "moved")
+        (root / "moved").rename(root / new)
+    dataset = load_cxr_dataset(str(root))
+    assert counts(dataset) == {"train": 72, "validation": 8, "test": 12}
+    assert dataset["train"]["source"][0] == "kermany"
+
+
+def test_what_is_known_of_the_set_holds_for_its_copies(tmp_path):
+    root = write_kermany(tmp_path / "chest_xray")
+    dataset = load_cxr_dataset(str(root))
+    known = facts(dataset)
+    assert known["licence"] == "cc-by-4.0" and "children aged 1 to 5" in known["population"]
+    assert "10.17632/rscbjbr9sj" in known["title"] and "Cell 172, 2018" in known["citation"]
+    assert json.loads(json.dumps(known)) == known and len(known["limits"]) == 3
+    for name in ("keremberke/chest-xray-classification", "hf-vision/chest-xray-pneumonia"):
+        copies = DatasetDict(
+            {
+                split: part.remove_columns("source").add_column("source", [name] * len(part))
+                for split, part in dataset.items()
+            }
+        )
+        assert facts(copies) == known
+        assert age_range(copies["train"]) == age_range(dataset["train"]) == [1.0, 5.0]
+
+
+def test_facts_and_ages_of_several_sources(tmp_path):
+    def load(*rows):
+        for row, _ in enumerate(rows):
+            write_image(tmp_path / f"{row}.png", row)
+        lines = [f"{row}.png,{'ab'[row % 2]},{text}" for row, text in enumerate(rows)]
+        (tmp_path / "set.csv").write_text("\n".join(["file,label,source,age", *lines]))
+        return load_cxr_dataset(str(tmp_path / "set.csv"))
+
+    def ages(*rows):
+        return age_range(load(*rows)["test"])
+
+    mixed = facts(load("kermany,", "phantom,", "clinic,30"))
+    assert mixed["licence"] == "cc-by-4.0; apache-2.0" and "synthetic" in mixed["population"]
+    assert mixed["limits"][-1] == "Nothing is recorded of the images of clinic."
+    assert facts(load("clinic,", "folder,")) == {}
+
+    assert ages("kermany,", "clinic,30", "clinic,70") == [1.0, 70.0]
+    assert ages("kermany,", "clinic,", "clinic,70") == [1.0, 70.0]
+    assert ages("kermany,", "clinic,") is None  # nobody knows how old the others were
+    assert ages("phantom,", "phantom,") is None

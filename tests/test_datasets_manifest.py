@@ -8,6 +8,7 @@ from datasets_trees import write_image
 
 from datasets_scripts import check_leaks, class_names, describe, load_cxr_dataset
 from datasets_scripts.cli import main
+from datasets_scripts.schema import UNLABELLED
 from training.arguments import parse_args
 
 
@@ -80,8 +81,9 @@ def test_images_without_a_patient_are_counted_once(tmp_path, caplog):
         test = load_cxr_dataset(str(path))["test"]
     assert test["patient_id"][:] == ["p", "2.png", "3.png", "q"]
     assert test["age"][:] == [45.0, None, None, None]
-    patients, ages = (record.getMessage() for record in caplog.records)
+    ages, classes, patients = (record.getMessage() for record in caplog.records)
     assert "names no patient for 2 of 4 images: each of these counts as its own" in patients
+    assert "class 1, the finding, is b by the order of names" in classes
     assert "gives 2 ages that are no number of years, as 'unknown': they are left empty" in ages
 
 
@@ -207,8 +209,8 @@ def test_a_real_external_row(cxr_data):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "has no rows: expected a header line and a row an image"),
-        ("file,label", "has no rows: expected a header line and a row an image"),
+        ("", "has no rows: expected the names of columns and a row an image"),
+        ("file,label", "has no rows: expected the names of columns and a row an image"),
         ("name,label\n1.png,a", "no column with a usual name for the file: set file_column to"),
         ("file,kind\n1.png,a", "no column with a usual name for the label: set label_column to"),
         ("file,path,label\n1.png,1.png,a", "has the columns file and path: set file_column to one"),
@@ -223,7 +225,7 @@ def test_a_real_external_row(cxr_data):
         ("file,label\n1.png,a\n/etc/passwd,a", "lists '/etc/passwd', which is outside"),
         ("file,label,lung_mask\n1.png,a,\n2.png,b,../m.png", r"lists '\.\./m.png', which is outs"),
         ("file,label,lung_mask\n1.png,a,\n2.png,b,m.png", "lists 'm.png', but no such file"),
-        ("file,label,split\n1.png,a,dev\n2.png,b,dev", "gives the split 'dev': use train, val"),
+        ("file,label,split\n1.png,a,odd\n2.png,b,test", "gives the split 'odd': use train, val"),
         ("file,label,split\n1.png,a,\n2.png,b,test", "gives the split '': use train, val"),
         ("file,label,orig_w\n1.png,a,wide\n2.png,b,9", "the original_width 'wide': a number of"),
         ("file,label,orig_h\n1.png,a,0\n2.png,b,9", "the original_height '0': a number of pixels"),
@@ -261,8 +263,217 @@ def test_wrong_options_are_one_sentence(tmp_path, options, message):
 def test_wrong_places_are_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="is a folder: give the CSV file in it"):
         load_cxr_dataset("manifest", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no.csv does not exist: give the CSV file of mani"):
+    with pytest.raises(FileNotFoundError, match="no.csv does not exist: manifest reads a CSV file"):
         load_cxr_dataset("manifest", tmp_path / "no.csv")
     (tmp_path / "latin.csv").write_bytes("file,label\n1.png,é\n".encode("latin-1"))
     with pytest.raises(ValueError, match="latin.csv is no CSV file in UTF-8 .*: save it as one"):
         load_cxr_dataset("manifest", tmp_path / "latin.csv")
+
+
+@pytest.mark.parametrize(
+    "cells, names",
+    [
+        (("Effusion | Edema", " Edema", ""), [["Edema", "Effusion"], ["Edema"], []]),
+        (("Effusion;Edema", "Edema", "nan"), [["Edema", "Effusion"], ["Edema"], []]),
+        (("['Effusion', 'Edema']", "['Edema']", "[]"), [["Edema", "Effusion"], ["Edema"], []]),
+        (("['Effusion' 'Edema']", "[]", "[]"), [["Edema", "Effusion"], [], []]),
+        (("[Effusion, Edema]", "[nan]", "None"), [["Edema", "Effusion"], [], []]),
+        (("Effusion|", "NaN", "Edema|Edema"), [["Effusion"], [], ["Edema"]]),
+        (("edema|Effusion", "Edema", "Edema"), [["Edema", "Effusion"], ["Edema"], ["Edema"]]),
+        (
+            ("Pleural  effusion|x", "Pleural_effusion", "x"),
+            [["Pleural effusion", "x"], ["Pleural effusion"], ["x"]],
+        ),
+    ],
+)
+def test_labels_are_read_as_they_are_written(tmp_path, cells, names):
+    rows = [f'{row}.png,"{cell}"' for row, cell in enumerate(cells)]
+    test = load_cxr_dataset(str(write_manifest(tmp_path, "file,label", *rows)))["test"]
+    found = [sorted(class_names(test)[label] for label in labels) for labels in test["labels"]]
+    assert found == names
+
+
+@pytest.mark.parametrize(
+    "cells, classes, labels",
+    [
+        (("0", "1", "1.0"), ["0", "1"], [0, 1, 1]),
+        ((" NORMAL", "PNEUMONIA ", "normal"), ["NORMAL", "PNEUMONIA"], [0, 1, 0]),
+        (("2", "10", "0"), ["0", "2", "10"], [1, 2, 0]),
+        (("COVID", "NORMAL", "COVID"), ["NORMAL", "COVID"], [1, 0, 1]),
+    ],
+)
+def test_one_label_an_image_in_several_spellings(tmp_path, cells, classes, labels):
+    rows = [f"{row}.png,{cell}" for row, cell in enumerate(cells)]
+    test = load_cxr_dataset(str(write_manifest(tmp_path, "file,label", *rows)))["test"]
+    assert (class_names(test), test["label"][:]) == (classes, labels)
+
+
+@pytest.mark.parametrize("cell", ["", "nan", "NaN", "None", "null", "N/A", "<NA>"])
+def test_an_empty_label_is_refused_however_it_is_written(tmp_path, cell):
+    path = write_manifest(tmp_path, "file,label", "1.png,a", f"2.png,{cell}")
+    with pytest.raises(ValueError, match="gives '2.png' no label: give each image one"):
+        load_cxr_dataset(str(path))
+    test = load_cxr_dataset(str(path), label_map={None: "b"})["test"]
+    assert class_names(test) == ["a", "b"]
+
+
+def test_several_labels_joined_by_commas_are_refused(tmp_path):
+    path = write_manifest(tmp_path, "file,label", "1.png,a", "2.png,b", '3.png,"a, b"')
+    with pytest.raises(ValueError, match="has the label 'a, b', whose parts are classes too: join"):
+        load_cxr_dataset(str(path))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "label_map={0: NORMAL, 1: PNEUMONIA}",
+        'label_map={"0": NORMAL, "1": PNEUMONIA}',
+        "label_map={0: NORMAL, 1: PNEUMONIA, 2: other}",
+    ],
+)
+def test_a_label_map_renames_classes(tmp_path, option):
+    path = write_manifest(tmp_path, "file,label", "1.png,0", "2.png,1", "3.png,1.0")
+    args = parse_args(["--dataset", str(path), "--dataset_options", option])
+    test = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)["test"]
+    assert (class_names(test), test["label"][:]) == (["NORMAL", "PNEUMONIA"], [0, 1, 1])
+    key, text = option.split("=", 1)
+    assert class_names(load_cxr_dataset(str(path), **{key: text})["test"]) == class_names(test)
+
+
+@pytest.mark.parametrize("option", ["{no: NORMAL, yes: ILL}", "{'no': NORMAL, 'yes': ILL}"])
+def test_a_label_map_reads_yes_and_no(tmp_path, option):
+    path = write_manifest(tmp_path, "file,label", "1.png,No", "2.png,Yes")
+    args = parse_args(["--dataset", str(path), "--dataset_options", f"label_map={option}"])
+    test = load_cxr_dataset(str(path), **args.dataset_options)["test"]
+    assert class_names(test) == ["NORMAL", "ILL"]
+
+
+def test_a_user_says_which_class_is_the_finding(tmp_path):
+    path = write_manifest(tmp_path, "file,label", "1.png,0", "2.png,1")
+    assert class_names(load_cxr_dataset(str(path), positive=0)["test"]) == ["1", "0"]
+    path = write_manifest(tmp_path, "file,label", "1.png,ILL", "2.png,ILL")
+    test = load_cxr_dataset(str(path), classes="NORMAL,ILL")["test"]
+    assert (class_names(test), test["label"][:]) == (["NORMAL", "ILL"], [1, 1])
+
+
+@pytest.mark.parametrize(
+    "name, split",
+    [
+        *(("TRAIN", "train"), ("training", "train"), ("Train_1", "train"), ("dev", "validation")),
+        *(("valid", "validation"), ("Validate", "validation"), ("VAL2", "validation")),
+        *(("testing", "test"), ("Test set", "test"), ("eval", "validation")),
+    ],
+)
+def test_splits_are_known_by_their_usual_names(tmp_path, name, split):
+    splits = {"train": "train", "validation": "val", "test": "test", split: name}
+    rows = [
+        f"{known}{row}.png,{'ab'[row % 2]},{said}"
+        for known, said in splits.items()
+        for row in range(4)
+    ]
+    dataset = load_cxr_dataset(str(write_manifest(tmp_path, "file,label,split", *rows)))
+    assert {known: len(part) for known, part in dataset.items()} == {
+        "train": 4,
+        "validation": 4,
+        "test": 4,
+    }
+    assert all(image_id.startswith(split) for image_id in dataset[split]["image_id"])
+
+
+def test_without_a_split_column_a_share_makes_splits(tmp_path):
+    rows = [f"{row}.png,{'ab'[row % 2]}" for row in range(20)]
+    path = write_manifest(tmp_path, "file,label", *rows)
+    dataset = load_cxr_dataset(str(path), test_share=0.4, validation_share=0.2)
+    assert {split: len(part) for split, part in dataset.items()} == {
+        "train": 8,
+        "validation": 4,
+        "test": 8,
+    }
+
+
+def test_patients_may_stand_in_the_path(tmp_path):
+    rows = [f"patient{row // 4}/study/{row}.png,{'ab'[row % 2]}" for row in range(8)]
+    path = write_manifest(tmp_path, "file,label", *rows)
+    test = load_cxr_dataset(str(path), patient_regex=r"patient(\d+)/")["test"]
+    assert test["patient_id"][:] == ["0"] * 4 + ["1"] * 4
+
+
+def test_files_may_lie_under_another_root(tmp_path):
+    path = write_manifest(tmp_path / "lists", "file,label", "1.png,a", "2.png,b")
+    write_image(tmp_path / "images" / "1.png", 1)
+    write_image(tmp_path / "images" / "2.png", 2)
+    for file in path.parent.glob("*.png"):
+        file.unlink()
+    test = load_cxr_dataset(str(path), root=str(tmp_path / "images"))["test"]
+    assert (len(test), test["source"][:]) == (2, ["images", "images"])
+    with pytest.raises(FileNotFoundError, match="lists '1.png', but no such file is under .*lists"):
+        load_cxr_dataset(str(path))
+
+
+def test_a_source_may_be_named_for_each_image(tmp_path):
+    path = write_manifest(tmp_path / "x", "file,label,source", "1.png,a,kermany", "2.png,b,")
+    assert load_cxr_dataset(str(path))["test"]["source"][:] == ["kermany", "x"]
+
+
+def test_weights_are_kept(tmp_path):
+    rows = ["1.png,a,0", "2.png,b,0.25", "3.png,b,3"]
+    test = load_cxr_dataset(str(write_manifest(tmp_path, "file,label,weight", *rows)))["test"]
+    assert test["weight"][:] == [0.0, 0.25, 3.0]
+
+
+@pytest.mark.parametrize("weight", ["-1", "heavy", "", "nan", "inf"])
+def test_a_wrong_weight_is_refused(tmp_path, weight):
+    path = write_manifest(tmp_path, "file,label,weight", "1.png,a,1", f"2.png,b,{weight}")
+    with pytest.raises(ValueError, match="gives the weight .*: a number of 0 or more is needed"):
+        load_cxr_dataset(str(path))
+
+
+def test_unlabelled_images_are_a_split_of_their_own(tmp_path):
+    rows = [f"{row}.png,{'ab'[row % 2]},train" for row in range(20)]
+    rows += [f"u{row}.png,,{name}" for row, name in enumerate(("unlabelled", "Unlabeled"))]
+    dataset = load_cxr_dataset(str(write_manifest(tmp_path, "file,label,split", *rows)))
+    assert list(dataset) == ["train", "validation", "unlabelled"]
+    assert dataset["unlabelled"]["label"][:] == [UNLABELLED] * 2
+    assert class_names(dataset["unlabelled"]) == ["a", "b"]
+    check_leaks(dataset)
+
+
+@pytest.mark.parametrize("labels", [("a", "b", "a"), ("a|b", "b", "")])
+def test_labelled_images_have_no_place_among_the_unlabelled(tmp_path, labels):
+    splits = ("test", "test", "unlabelled")
+    rows = [f"{row}.png,{pair[0]},{pair[1]}" for row, pair in enumerate(zip(labels, splits))]
+    path = write_manifest(tmp_path, "file,label,split", *rows)
+    with pytest.raises(ValueError, match="has '2.png' in the split unlabelled: that is for images"):
+        load_cxr_dataset(str(path))
+
+
+def test_a_finding_that_a_split_lacks_is_named(tmp_path, caplog):
+    labels = {"train": ["a|b", "b", "a"], "val": ["a", "c|b", ""], "test": ["a|c", "b", ""]}
+    rows = [
+        f"{split}{row}.png,{x},{split}" for split in labels for row, x in enumerate(labels[split])
+    ]
+    path = write_manifest(tmp_path, "file,label,split", *rows)
+    dataset = load_cxr_dataset(str(path))
+    assert class_names(dataset["train"]) == ["a", "b", "c"]
+    assert f"Split 'train' of {path} has no image of c." in caplog.text
+
+
+def test_identical_images_under_two_labels_are_refused(tmp_path):
+    path = write_manifest(tmp_path, "file,label", "1.png,a", "2.png,b", "3.png,b")
+    (tmp_path / "3.png").write_bytes((tmp_path / "1.png").read_bytes())
+    with pytest.raises(ValueError, match=r"2 of 3 images of .* \(1.png \(a\) and 3.png \(b\)\)"):
+        load_cxr_dataset(str(path))
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_cells_may_be_parted_by_semicolons_or_tabs(tmp_path, delimiter):
+    path = write_manifest(tmp_path, "file,label,view", "1.png,a,PA", "2.png,b,AP")
+    path.write_text(path.read_text().replace(",", delimiter))
+    assert load_cxr_dataset(str(path))["test"]["view"][:] == ["PA", "AP"]
+
+
+@pytest.mark.parametrize("cell", ["", "nan", "None"])
+def test_an_empty_patient_is_no_patient(tmp_path, cell):
+    rows = [f"{row}.png,{'ab'[row]},{cell}" for row in range(2)]
+    path = write_manifest(tmp_path, "file,label,patient", *rows)
+    assert load_cxr_dataset(str(path))["test"]["patient_id"][:] == ["0.png", "1.png"]

@@ -15,14 +15,16 @@ from datasets_scripts import fingerprint, load_cxr_dataset, read_pixels
 SIZE = 16
 
 
-def read(image, shape=None):
-    assert isinstance(image, str)
-    with Image.open(image) as opened:
-        grey = np.asarray(opened.convert("L").resize((SIZE, SIZE)))
-    return grey.astype(np.uint16) * 257
+def grey(path):
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("L").resize((SIZE, SIZE))).astype(np.uint16) * 257
 
 
-def refuse(image, shape):
+def read(row):
+    return grey(row["image"]["path"]), ()
+
+
+def refuse(row):
     raise AssertionError("a second call must decode nothing")
 
 
@@ -36,18 +38,18 @@ def part(tmp_path):
 def test_every_image_is_a_row_in_order_and_is_decoded_once(part, tmp_path):
     calls = []
 
-    def counted(image, shape):
-        calls.append(image)
-        return read(image)
+    def counted(row):
+        calls.append(row["image"]["path"])
+        return read(row)
 
     cache = tmp_path / "cache" / "test"
-    pixels, kept = read_pixels(part, counted, SIZE, cache, num_workers=3)
+    pixels, kept, _ = read_pixels(part, counted, SIZE, cache, num_workers=3)
     assert (pixels.shape, pixels.dtype, kept.dtype) == ((60, SIZE, SIZE), np.uint16, np.int64)
     assert len(calls) == len(set(calls)) == 60
     assert kept.tolist() == list(range(60))
     for row, path in enumerate(sorted(calls)):
-        assert (pixels[row] == read(path)).all()
-    again, kept_again = read_pixels(part, refuse, SIZE, cache)
+        assert (pixels[row] == grey(path)).all()
+    again, kept_again, _ = read_pixels(part, refuse, SIZE, cache)
     assert (again == pixels).all() and (kept_again == kept).all()
     with pytest.raises(ValueError, match="read-only"):
         again[0] = 0
@@ -56,11 +58,11 @@ def test_every_image_is_a_row_in_order_and_is_decoded_once(part, tmp_path):
 def test_embedded_images_are_read_from_their_bytes(tmp_path):
     phantoms = load_cxr_dataset("phantom", num_train=4, num_validation=2, num_test=2, image_size=32)
 
-    def from_bytes(image, shape):
-        assert image.startswith(b"\x89PNG")
-        return np.full((SIZE, SIZE), len(image), np.uint16)
+    def from_bytes(row):
+        assert row["image"]["bytes"].startswith(b"\x89PNG")
+        return np.full((SIZE, SIZE), len(row["image"]["bytes"]), np.uint16), ()
 
-    pixels, _ = read_pixels(phantoms["train"], from_bytes, SIZE, tmp_path / "cache")
+    pixels, _, _ = read_pixels(phantoms["train"], from_bytes, SIZE, tmp_path / "cache")
     assert len(np.unique(pixels)) > 1
 
 
@@ -73,18 +75,18 @@ def test_unreadable_images_are_left_out_named_and_limited(part, tmp_path, caplog
     with pytest.raises(ValueError, match="3 of 60 images cannot be read.*more than the 1.0% allow"):
         read_pixels(part, read, SIZE, cache)
     assert not list(tmp_path.glob("cache*"))
-    pixels, kept = read_pixels(part, read, SIZE, cache, max_unreadable=0.05)
+    pixels, kept, _ = read_pixels(part, read, SIZE, cache, max_unreadable=0.05)
     assert kept.tolist() == [row for row in range(60) if row not in (3, 7, 9)]
-    assert pixels.shape == (57, SIZE, SIZE) and (pixels[3] == read(str(files[4]))).all()
+    assert pixels.shape == (57, SIZE, SIZE) and (pixels[3] == grey(files[4])).all()
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     for name in (3, 7, 9):
         assert files[name].name in record.getMessage()
-    _, kept_again = read_pixels(part, refuse, SIZE, cache, max_unreadable=0.05)
+    _, kept_again, _ = read_pixels(part, refuse, SIZE, cache, max_unreadable=0.05)
     assert (kept_again == kept).all()
 
 
 def test_ten_unreadable_images_are_named_of_many(part, tmp_path):
-    def broken(image, shape):
+    def broken(row):
         raise UnidentifiedImageError("no image")
 
     with pytest.raises(ValueError, match="60 of 60 images cannot be read") as caught:
@@ -92,34 +94,45 @@ def test_ten_unreadable_images_are_named_of_many(part, tmp_path):
     assert str(caught.value).count("no image") == 10 and "and 50 more" in str(caught.value)
 
 
+def test_what_was_noticed_is_counted_by_kind_and_kept_with_the_pixels(part, tmp_path):
+    def noticing(row):
+        number = int(row["image_id"].partition("-")[2].partition(".")[0])
+        cut = f"A frame was cut: of 1,000 x {number} pixels, 3.5 are left."
+        return read(row)[0], [cut, "Dark.", "Dark."] if number < 7 else []
+
+    expected = {"A frame was cut: of N x N pixels, N are left.": 14, "Dark.": 14}
+    assert read_pixels(part, noticing, SIZE, tmp_path / "cache").warnings == expected
+    assert read_pixels(part, refuse, SIZE, tmp_path / "cache").warnings == expected
+
+
 def test_a_cache_of_other_images_is_written_again(part, tmp_path, caplog):
     cache = tmp_path / "cache"
     read_pixels(part, read, SIZE, cache)
-    pixels, _ = read_pixels(part.select(range(20)), read, SIZE, cache)
+    pixels, _, _ = read_pixels(part.select(range(20)), read, SIZE, cache)
     assert len(pixels) == 20 and "does not belong to these 20 images" in caplog.text
 
 
 def test_a_half_written_cache_is_never_used(part, tmp_path):
     cache = tmp_path / "cache"
 
-    def killed(image, shape):
-        if image.endswith("b-20.png"):
+    def killed(row):
+        if row["image_id"].endswith("b-20.png"):
             raise KeyboardInterrupt
-        return read(image)
+        return read(row)
 
     with pytest.raises(KeyboardInterrupt):
         read_pixels(part, killed, SIZE, cache)
     assert not list(tmp_path.glob("cache*"))
-    pixels, _ = read_pixels(part, read, SIZE, cache)
+    pixels, _, _ = read_pixels(part, read, SIZE, cache)
     whole = np.array(pixels)
     cache.write_bytes(cache.read_bytes()[:-100])
-    pixels, _ = read_pixels(part, read, SIZE, cache)
+    pixels, _, _ = read_pixels(part, read, SIZE, cache)
     assert (pixels == whole).all()
 
 
 def test_a_mistake_in_read_is_not_taken_for_a_bad_image(part, tmp_path):
     with pytest.raises(TypeError, match=r"read gave uint8 \(16, 16\), not uint16 \(16, 16\)"):
-        read_pixels(part, lambda *_: np.zeros((16, 16), np.uint8), SIZE, tmp_path / "cache")
+        read_pixels(part, lambda row: (np.zeros((16, 16), np.uint8), ()), SIZE, tmp_path / "cache")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, run_python):
@@ -131,8 +144,9 @@ from datasets_scripts import load_cxr_dataset, read_pixels
 part = load_cxr_dataset("folder", {str(tmp_path / "set")!r})["test"]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+black = np.zeros((128, 128), np.uint16)
 try:
-    read_pixels(part, lambda *_: np.zeros((128, 128), np.uint16), 128, {str(tmp_path / "cache")!r})
+    read_pixels(part, lambda row: (black, ()), 128, {str(tmp_path / "cache")!r})
 except OSError as error:
     print("said:", error)
 """
@@ -155,6 +169,8 @@ def test_the_fingerprint_follows_the_images(part, tmp_path):
     assert re.fullmatch("[0-9a-f]{32}", first) and fingerprint(part) == first
     assert fingerprint(part.select(range(59))) != first
     assert fingerprint(part.select([1, 0, *range(2, 60)])) != first
+    renamed = part.map(lambda row: {"image_id": "x" + row["image_id"]})
+    assert fingerprint(renamed) != first
     path = next((tmp_path / "set").rglob("*.png"))
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))

@@ -1,11 +1,14 @@
 """Splits by patient, the leak check and its repair, the table of a set."""
 
+import json
+
 import numpy as np
 import pytest
+from datasets_trees import write_classes, write_image
 
 from datasets_scripts import LeakError, check_leaks, describe, regroup
 from datasets_scripts.schema import build, make_features
-from datasets_scripts.splits import group_ids, split_groups
+from datasets_scripts.splits import group_ids, read_splits, split_groups
 
 
 def make_set(rows):
@@ -71,7 +74,7 @@ def test_leaks_are_found_and_listed():
     assert str(caught.value) == (
         "1 patients and 1 identical images stand in more than one split (patient p3 in test and "
         "train; identical images test/61.png and train/4.png): --regroup splits the images again "
-        "by patient"
+        "by patient."
     )
 
 
@@ -107,3 +110,54 @@ def test_the_table_counts_files_unique_images_patients_and_classes():
         "test       1       1         1   0 (0.0%)  1 (100.0%)",
         "total      4       3         3  2 (50.0%)   2 (50.0%)",
     ]
+
+
+@pytest.mark.parametrize(
+    "names, splits",
+    [
+        (("train", "val"), ("train", "validation")),
+        (("Training", "TESTING", "Valid"), ("train", "test", "validation")),
+        (("train", "dev", "eval"), ("train", "validation", "test")),
+        (("train", "eval", "test"), ("train", "validation", "test")),
+        (("1-train", "test_data", "val images"), ("train", "test", "validation")),
+        (("retrain", "contest", "interval", "trained", "device"), (None,) * 5),
+        (("NORMAL", "unlabelled", "", "2"), (None,) * 4),
+    ],
+)
+def test_names_of_splits(names, splits):
+    assert tuple(read_splits(names).values()) == splits
+
+
+HASH = """
+import hashlib, json, sys
+opened = []
+def file_digest(file, kind):
+    opened.append(file.name)
+    return hashlib.new(kind, file.read())
+hashlib.file_digest = file_digest
+from datasets_scripts import load_cxr_dataset, check_leaks, describe
+dataset = load_cxr_dataset(sys.argv[1])
+check_leaks(dataset)
+print("RESULT", json.dumps([describe(dataset), opened]))
+"""
+
+
+def test_a_file_is_hashed_once_for_all_processes(run_python, tmp_path):
+    root = write_classes(tmp_path / "set", a=10, b=10)
+
+    def load(cache):
+        done = run_python(["-c", HASH, root], env={"CXR_CACHE": str(tmp_path / cache)})
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.split("RESULT ")[1]), done.stderr
+
+    (table, opened), _ = load("cache")
+    assert len(opened) == 20
+    assert load("cache")[0] == [table, []]
+    changed = write_image(root / "a" / "a-03.png", 999)
+    (_, opened), _ = load("cache")
+    assert opened == [str(changed)]
+    # Where nothing can be kept, the files are read again, and a warning says so.
+    (tmp_path / "file").write_text("in the way")
+    (again, opened), log = load("file/cache")
+    assert (len(opened), "Hashes of files cannot be kept in" in log) == (20, True)
+    assert log.count("Hashes of files") == 1

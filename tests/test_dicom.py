@@ -33,6 +33,7 @@ RGB = np.stack([EIGHT, EIGHT[::-1], 255 - EIGHT], -1)
 LUMA = np.asarray(Image.fromarray(RGB).convert("L")).astype(int)
 NEGATIVE = {"PhotometricInterpretation": "MONOCHROME1"}
 STEPS = [0] * 1024 + [100] * 1024 + [1000] * 1024 + [1023] * 1024
+FLIPPED = lut(0, [65535 - 257 * level for level in range(256)], 16)
 
 
 def palette(bits):
@@ -72,7 +73,10 @@ CASES = {
         ),
         {1536: 0, 1792: 0.25, 2560: 1},
     ),
-    "window of width 1": (dicom(RAMP, 12, WindowCenter=100, WindowWidth=1), {99: 0, 100: 1}),
+    "window of width 1": (
+        dicom(RAMP % 2 + 99, 12, WindowCenter=100, WindowWidth=1),
+        {0: 0, 1: 1},
+    ),
     "rescale before the window": (
         dicom(
             RAMP,
@@ -259,13 +263,13 @@ def test_an_offset_table_may_be_as_long_as_letters():
 
 def test_items_of_undefined_length_and_their_pixels_are_stepped_over():
     icon = data_set(EIGHT[:32], Modality="CT")
-    ds = data_set(EIGHT, IconImageSequence=[icon, icon], VOILUTSequence=[lut(0, [0, 65535], 16)])
+    ds = data_set(EIGHT, IconImageSequence=[icon, icon], VOILUTSequence=[FLIPPED])
     ds.VOILUTSequence[0].is_undefined_length_sequence_item = True
     for keyword in ("IconImageSequence", "VOILUTSequence"):
         ds[keyword].is_undefined_length = True
     for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         pixels = read_dicom(written(ds, syntax), "x").pixels
-        np.testing.assert_array_equal(pixels, np.where(EIGHT, 65535, 0))
+        np.testing.assert_array_equal(pixels, 65535 - EIGHT.astype(int) * 257)
 
 
 @pytest.mark.parametrize(
@@ -386,3 +390,105 @@ def test_a_table_of_dicom_files_is_trained_on(train, tmp_path):
     assert result.returncode == 0, result.stderr
     scored = read_predictions(tmp_path / "run" / "predictions_test.csv").image_id
     assert sorted(scored) == [f"test{index}.dcm" for index in range(6)]
+
+
+# --------------------------------------------------- tables and windows that show nothing or little
+
+NOISE = np.random.default_rng(0).integers(300, 3500, (64, 64)).astype(np.uint16)
+BRIGHT = np.round(np.arange(4096) / 4095 * 3000).astype(int).tolist()  # 12 bits, of 16 declared
+USELESS = {
+    "a window beyond the pixels": {"WindowCenter": 30000, "WindowWidth": 200},
+    "a window below the pixels": {"WindowCenter": -500, "WindowWidth": 100},
+    "a window a hundred times too wide": {"WindowCenter": 200_000, "WindowWidth": 400_000},
+    "a window of the width of a line": {"WindowCenter": 1900, "WindowWidth": 2},
+    "a window in other units": {
+        "RescaleIntercept": -30000,
+        "WindowCenter": 1900,
+        "WindowWidth": 3200,
+    },
+    "a VOI LUT of zeros": {"VOILUTSequence": [lut(0, [0] * 4096, 12)]},
+    "a VOI LUT of one grey": {"VOILUTSequence": [lut(0, [2000] * 4096, 12)]},
+    "a VOI LUT of two greys": {"VOILUTSequence": [lut(0, [0] * 1900 + [4095] * 2196, 12)]},
+    "a VOI LUT for other values": {"VOILUTSequence": [lut(40000, BRIGHT, 12)]},
+    "several useless ones": {
+        "VOILUTSequence": [lut(0, [7] * 4096, 12)],
+        "WindowCenter": [30000, 20000],
+        "WindowWidth": [100, 100],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME2", "MONOCHROME1"])
+@pytest.mark.parametrize("case", USELESS)
+def test_what_shows_nothing_is_passed_over_with_a_warning(case, kind):
+    others = {"PhotometricInterpretation": kind}
+    image = read_dicom(dicom(NOISE, 12, **USELESS[case], **others), "x")
+    plain = read_dicom(dicom(NOISE, 12, **others), "x")
+    np.testing.assert_array_equal(image.pixels, plain.pixels)
+    assert np.ptp(plain.pixels) == 65535
+    assert all("shows almost nothing of the image" in text for text in image.warnings[:-1])
+    assert len(image.warnings) > 1 and image.warnings[-1:] == plain.warnings
+
+
+def test_a_good_window_is_taken_after_a_useless_table_or_window():
+    good = read_dicom(dicom(NOISE, 12, WindowCenter=1900, WindowWidth=3000), "x")
+    assert good.warnings == ()
+    second = {"WindowCenter": [30000, 1900], "WindowWidth": [10, 3000]}
+    table = {"VOILUTSequence": [lut(0, [0] * 4096, 12)], "WindowCenter": 1900, "WindowWidth": 3000}
+    for elements, name in ((second, "window"), (table, "VOI LUT")):
+        image = read_dicom(dicom(NOISE, 12, **elements), "x")
+        np.testing.assert_array_equal(image.pixels, good.pixels)
+        assert len(image.warnings) == 1 and f"The file's {name} shows" in image.warnings[0]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("top", [255, 1000, 4095, 65535])
+def test_a_voi_lut_of_other_bits_than_declared_is_scaled_by_its_brightest(bits, top):
+    entries = np.linspace(0, top, 4096).round().astype(int)
+    image = read_dicom(dicom(NOISE, 12, VOILUTSequence=[lut(0, entries.tolist(), bits)]), "x")
+    fits = top.bit_length() == bits
+    white = 2**bits - 1 if fits else top
+    np.testing.assert_allclose(image.pixels, entries[NOISE] / white * 65535, atol=0.51)
+    assert len(image.warnings) == (not fits)
+    assert fits or "of other bits than it declares" in image.warnings[0]
+
+
+def test_a_voi_lut_of_bytes_may_declare_more_bits():
+    item = lut(0, [0], 16)
+    item.LUTDescriptor = [4096, 0, 16]
+    item.LUTData = (np.arange(4096) // 16).astype(np.uint8).tobytes()
+    image = read_dicom(dicom(NOISE, 12, VOILUTSequence=[item]), "x")
+    np.testing.assert_array_equal(image.pixels, NOISE // 16 * 257)
+    assert "of other bits" in image.warnings[0]
+
+
+def test_a_palette_of_bytes_in_words_is_not_black():
+    elements = palette(16)
+    grey = (np.arange(256, dtype="<u2")).tobytes()
+    elements |= {f"{name}PaletteColorLookupTableData": grey for name in ("Red", "Green", "Blue")}
+    image = read_dicom(dicom(EIGHT, **elements), "x")
+    np.testing.assert_array_equal(image.pixels, EIGHT.astype(int) * 257)
+    assert "of the palette are of other bits" in image.warnings[0]
+
+
+def test_a_marker_brighter_than_all_else_leaves_the_chest_its_contrast():
+    marked = NOISE.copy()
+    marked[:4, :8] = 65535
+    pixels = read_dicom(dicom(marked, 16), "x").pixels
+    assert (pixels[:4, :8] == 65535).all()
+    assert np.ptp(np.percentile(pixels[8:], (5, 95))) > 0.8 * 65535
+
+
+def test_eight_bits_that_use_few_greys_are_stretched():
+    dark = (EIGHT // 16).astype(np.uint8)
+    image = read_dicom(dicom(dark), "x")
+    np.testing.assert_allclose(image.pixels, dark / 15 * 65535, atol=0.51)
+    assert "Without a usable window" in image.warnings[0]
+
+
+def test_padding_does_not_count_as_something_shown():
+    padded = NOISE.copy()
+    padded[:32] = 0
+    useless = {"WindowCenter": 100, "WindowWidth": 100, "PixelPaddingValue": 0}
+    image = read_dicom(dicom(padded, 12, **useless), "x")
+    assert not image.pixels[:32].any() and np.ptp(image.pixels[32:]) == 65535

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from evaluation.error_analysis import SUBGROUP_METRICS, choose_cases, draw_case, subgroups
+from evaluation.cases import choose_cases
+from evaluation.figures import draw_case
 from evaluation.metrics import compute_metrics
 from evaluation.predictions import Predictions
+from evaluation.subgroups import SUBGROUP_METRICS, subgroups
 
 
 def make(labels, log_odds, extra=None, thresholds=None, ids=None, names=("NORMAL", "PNEUMONIA")):
@@ -263,6 +265,15 @@ def test_heat_is_drawn_in_the_probabilitys_own_scale(tmp_path):
     assert np.abs(cold - 128).max() < 4 and np.abs(hot[0] - 128).max() < 4
     red, pale = (pixel[0] - pixel[2] for pixel in hot[1:])
     assert red > 60 and 5 < pale < 30
+
+
+def test_a_case_is_written_in_letters_that_its_font_has(tmp_path):
+    image, written = np.full((40, 40), 128, dtype=np.uint8), []
+    for name, truth in enumerate(("正常", "ZhengChang")):
+        path = tmp_path / f"{name}.jpg"
+        draw_case(image, {}, CASE | {"truth": truth}, {}, path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
 
 
 def test_a_real_sized_case_is_small_and_many_models_wrap(tmp_path):

@@ -6,10 +6,9 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from plots_cases import by_hand, draw, legend, simulated, svg_texts, texts, title
+from plots_cases import by_hand, draw, legend, scored, simulated, svg_texts, texts, title
 
-from evaluation.metrics import compute_metrics
-from evaluation.plots import (
+from evaluation.figures import (
     plot_confusion_matrix,
     plot_decision_curve,
     plot_forest,
@@ -20,14 +19,15 @@ from evaluation.plots import (
     plot_threshold_sweep,
     plot_training_curves,
 )
+from evaluation.metrics import compute_metrics
 
 HEADER = (
     "epoch,train_loss,validation_loss,validation_auroc,learning_rate,images_per_second,seconds\n"
 )
 OF_MODELS = {
-    "roc": lambda models, path: plot_roc(models, path, num_resamples=20),
-    "pr": lambda models, path: plot_pr(models, path, num_resamples=20),
-    "reliability": lambda models, path: plot_reliability(models, path, num_resamples=20),
+    "roc": lambda models, path: plot_roc(models, *scored(models, path)),
+    "pr": lambda models, path: plot_pr(models, *scored(models, path)),
+    "reliability": lambda models, path: plot_reliability(models, *scored(models, path)[:2]),
     "decision_curve": plot_decision_curve,
 }
 OF_ONE = {
@@ -104,6 +104,28 @@ def test_a_class_name_with_markup_is_shown_as_it_is(tmp_path):
     saved = dataclasses.replace(by_hand([0, 1], [0.3, 0.6]), class_names=("A<b>&", "$x_1$ & y"))
     plot_confusion_matrix(saved, tmp_path / "figure.png")
     assert {"A<b>&", "$x_1$ & y"} <= set(svg_texts(tmp_path / "figure.png"))
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("正常", "肺炎"), "FeiYan"),
+        (("सामान्य", "निमोनिया"), "nimoniya"),
+        (("норма", "пневмония"), "пневмония"),  # the font has these
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_script_that_the_font_has_not_is_written_in_latin_letters(tmp_path, names, shown):
+    saved = dataclasses.replace(simulated(), class_names=names)
+    for name, plot in ALL.items():
+        plot({"A": saved, names[1]: saved}, tmp_path / f"{name}.png")
+        assert shown in " ".join(svg_texts(tmp_path / f"{name}.png"))
+    history = tmp_path / "one.csv"
+    history.write_text(HEADER + "1,.7,.6,.81,1,1,1\n")
+    plot_training_curves({names[0]: history}, tmp_path / "training.png")
+    entry = {"value": 0.9, "low": 0.85, "high": 0.95}
+    plot_forest([(names[1], entry, 4)], tmp_path / "forest.png", names[0], "AUROC")
+    assert f"{shown}, n\u00a0=\u00a04" in svg_texts(tmp_path / "forest.png")
 
 
 @pytest.mark.parametrize("plot", OF_MODELS.values(), ids=OF_MODELS)

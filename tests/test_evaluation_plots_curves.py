@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from plots_cases import by_hand, draw, legend, simulated, svg_texts, texts, title
+from plots_cases import by_hand, draw, legend, scored, simulated, svg_texts, texts, title
 from sklearn.metrics import (
     auc,
     average_precision_score,
@@ -14,20 +14,24 @@ from sklearn.metrics import (
 )
 
 from evaluation.bootstrap import resample_weights
+from evaluation.curves import pr_points, roc_points
+from evaluation.figures import plot_pr, plot_roc
+from evaluation.figures.style import look, marker_look
 from evaluation.metrics import (
     compute_metrics,
     cumulative_counts,
     format_metric,
 )
-from evaluation.plots import plot_pr, plot_roc
-from evaluation.plots_curves import pr_points, roc_points
-from evaluation.plots_style import look, marker_look
 
 
 def counts(labels, scores):
     labels, scores = np.array(labels, dtype=bool), np.array(scores, dtype=float)
     tp, fp = cumulative_counts(labels, scores, np.ones((1, len(scores))))
     return tp[0], fp[0]
+
+
+def draw_curve(plot, models, path, *resampling):
+    return draw(plot, models, *scored(models, path, *resampling))
 
 
 def curves(axes):
@@ -80,7 +84,7 @@ def test_two_models_share_a_panel_with_intervals_bands_and_operating_points(
 ):
     moved = dataclasses.replace(simulated(seed=1), thresholds=(0.3,))
     models, path = {"CNN": simulated(), "DenseNet": moved}, tmp_path / "figure.png"
-    (axes,) = draw(plot, models, path, num_resamples=50, seed=3).axes
+    (axes,) = draw_curve(plot, models, path, 50, 3).axes
     shown = svg_texts(path)
     assert title(axes).endswith("test (n = 120)")
     for saved, name, marker in zip(models.values(), models, markers(axes), strict=True):
@@ -101,7 +105,7 @@ def test_two_models_share_a_panel_with_intervals_bands_and_operating_points(
 
 def test_the_operating_point_lies_on_the_curve(tmp_path):
     saved = by_hand([0, 0, 1, 1, 1], [0.1, 0.6, 0.4, 0.7, 0.9], thresholds=(0.5,))
-    (axes,) = draw(plot_roc, {"CNN": saved}, tmp_path / "roc.png", num_resamples=0).axes
+    (axes,) = draw_curve(plot_roc, {"CNN": saved}, tmp_path / "roc.png", 0).axes
     (marker,) = markers(axes)
     assert (marker.get_xdata()[0], marker.get_ydata()[0]) == pytest.approx((0.5, 2 / 3))
     (curve,) = curves(axes)
@@ -111,7 +115,7 @@ def test_the_operating_point_lies_on_the_curve(tmp_path):
 
 def test_the_roc_band_is_that_of_scikit_learn_on_each_resample(tmp_path):
     saved = simulated()
-    (axes,) = draw(plot_roc, {"CNN": saved}, tmp_path / "roc.png", num_resamples=100).axes
+    (axes,) = draw_curve(plot_roc, {"CNN": saved}, tmp_path / "roc.png", 100).axes
     points = axes.collections[0].get_paths()[0].vertices
     (weights,) = resample_weights(saved.patient_id, 100)
     for x in (0.1, 0.2, 0.5):
@@ -132,7 +136,7 @@ def test_the_pr_band_narrows_around_the_curve_and_chance_is_the_prevalence(tmp_p
     for num_images in (60, 1500):
         saved = simulated(num_images=num_images)
         path = tmp_path / "pr.png"
-        (axes,) = draw(plot_pr, {"CNN": saved}, path, num_resamples=60).axes
+        (axes,) = draw_curve(plot_pr, {"CNN": saved}, path, 60).axes
         points = axes.collections[0].get_paths()[0].vertices
         at = points[np.isclose(points[:, 0], 0.5), 1]
         (curve,) = curves(axes)
@@ -147,7 +151,7 @@ def test_the_pr_band_narrows_around_the_curve_and_chance_is_the_prevalence(tmp_p
 
 def test_four_models_have_no_bands(tmp_path):
     models = {f"model {k}": simulated(seed=k) for k in range(4)}
-    figure = draw(plot_roc, models, tmp_path / "roc.png", num_resamples=10)
+    figure = draw_curve(plot_roc, models, tmp_path / "roc.png", 10)
     (axes,) = figure.axes
     assert not axes.collections
     assert len({line.get_color() for line in curves(axes)}) == 4
@@ -159,7 +163,7 @@ def test_four_models_have_no_bands(tmp_path):
 )
 def test_more_classes_have_a_curve_each_and_a_panel_a_model(tmp_path, plot, metric, multi_label):
     models = {name: simulated(8, multi_label, 80, seed=k) for k, name in enumerate("AB")}
-    figure = draw(plot, models, tmp_path / "figure.png", num_resamples=20)
+    figure = draw_curve(plot, models, tmp_path / "figure.png", 20)
     for axes, (name, saved) in zip(figure.axes, models.items(), strict=True):
         report = compute_metrics(saved, 20)
         assert axes.get_legend().get_title().get_text() == f"{metric.upper()} [95 % CI] of {name}"
@@ -181,5 +185,5 @@ def test_lines_and_markers_of_many_series_differ():
 
 def test_models_on_other_images_share_a_panel_without_a_common_n(tmp_path):
     other = dataclasses.replace(simulated(num_images=80), split="external")
-    figure = draw(plot_roc, {"A": simulated(), "B": other}, tmp_path / "r.png", num_resamples=5)
+    figure = draw_curve(plot_roc, {"A": simulated(), "B": other}, tmp_path / "r.png", 5)
     assert title(figure.axes[0]) == "ROC"

@@ -4,19 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
-from plots_cases import by_hand, draw, legend, simulated, svg_texts, texts
+from plots_cases import by_hand, draw, legend, scored, simulated, svg_texts, texts
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from evaluation.metrics import compute_metrics, format_metric
-from evaluation.plots import (
+from evaluation.figures import (
     plot_decision_curve,
     plot_reliability,
     plot_scores,
     plot_threshold_sweep,
 )
-from evaluation.plots_decisions import net_benefit, threshold_sweep
-from evaluation.plots_probability import reliability_bins
+from evaluation.figures.reliability import reliability_bins
+from evaluation.figures.thresholds import net_benefit, threshold_sweep
+from evaluation.metrics import compute_metrics, format_metric
 
 
 def test_reliability_bins_by_hand():
@@ -51,7 +51,7 @@ def test_reliability_intervals_are_wilsons_published_ones():
 
 def test_reliability_draws_the_bins_the_counts_and_the_ece(tmp_path):
     models, path = {"CNN": simulated(), "DenseNet": simulated(seed=1)}, tmp_path / "r.png"
-    curve_axes, count_axes = draw(plot_reliability, models, path, num_resamples=30).axes
+    curve_axes, count_axes = draw(plot_reliability, models, *scored(models, path, 30)[:2]).axes
     points = [line.get_xydata() for line in curve_axes.lines if line.get_marker() in "os"]
     for saved, drawn, stairs in zip(models.values(), points, count_axes.patches, strict=True):
         bins = reliability_bins(saved.labels == 1, saved.probabilities[:, 1])

@@ -13,7 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from evaluation.metrics import METRIC_NAMES, format_metric
-from evaluation.report import write_report
+from evaluation.pages.report import write_report
 
 FLAGS = "headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-background-networking"
 
@@ -168,12 +168,12 @@ def test_a_rescore_of_one_model_leaves_out_what_it_has_not(tmp_path):
     page, markdown = written(make_folder(tmp_path / "r", report, gallery=False, figures=()))
     titles = [heading["id"] for heading in page.all("h2")]
     assert titles == [
-        "validated",
         "results",
-        "confusion",
+        "confusion-matrices",
         "calibration",
-        "operation",
-        "recompute",
+        "operating-point",
+        "what-was-validated",
+        "compute-it-again",
     ]
     assert not page.all("img")
     for part in (
@@ -222,6 +222,14 @@ def test_more_classes_have_a_row_each(tmp_path, multi_label):
     if not multi_label:
         counts = report["models"][a]["metrics"]["confusion_matrix"][2]
         assert page.tables[f"{a}: images"][3] == ["Edema", *map(str, counts)]
+
+
+def test_names_that_figures_write_in_other_letters_are_told(tmp_path):
+    folder = make_folder(tmp_path / "r", content(("正常", "肺炎")), gallery=False)
+    page, markdown = written(folder)
+    told = "Figures write ZhengChang for 正常 and FeiYan for 肺炎."
+    assert told in page.text and told in markdown
+    assert "Figures write" not in written(make_folder(tmp_path / "s", content()))[1]
 
 
 def test_a_figure_too_large_as_svg_is_shown_as_png(tmp_path):

@@ -1,5 +1,6 @@
 """The one preprocessing path: every kind of file, to known pixels."""
 
+import base64
 import io
 import json
 import struct
@@ -344,7 +345,8 @@ def test_what_is_no_x_ray_is_one_sentence(content, sentence, tmp_path):
         (np.full((64, 64), np.nan), "must lie in"),
         (np.full((64, 64), -5, np.int16), "span -5 to -5"),
         (np.zeros((64, 64, 7), np.uint8), "shape"),
-        (np.zeros((3, 64, 64), np.float32), "no grey or 8-bit image"),
+        (np.zeros((5, 64, 64), np.float32), r"shape \(5, 64, 64\), float32 is no image"),
+        (np.zeros((64, 64), complex), "complex128 is no image"),
         (42, "type int"),
     ],
 )
@@ -353,12 +355,10 @@ def test_arrays_that_are_no_image_are_one_sentence(image, sentence):
         CxrImageProcessor(64).load(image)
 
 
-def test_a_missing_file_and_a_wrong_option_are_named():
+def test_a_missing_file_and_a_wrong_size_are_named():
     processor = CxrImageProcessor(64)
     with pytest.raises(FileNotFoundError, match="nowhere.png: no such file"):
         processor.load("nowhere.png")
-    with pytest.raises(TypeError, match="do_flip"):
-        processor(GREYS, do_flip=True)
     with pytest.raises(ValueError, match="size is"):
         CxrImageProcessor(8)
 
@@ -391,3 +391,113 @@ def test_a_file_too_large_is_refused_before_it_is_read(tmp_path):
         file.truncate(300 * 1024**2)  # sparse: it takes no room on the disk
     with pytest.raises(ValueError, match="x.png: a file of 300 MB is too large; the most is 256"):
         CxrImageProcessor(64).open(path)
+
+
+# --------------------------------------------------------------------- batches, keywords, base64
+
+
+BATCH = np.stack([GREYS, GREYS[::-1], 255 - GREYS])
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        BATCH[..., None],
+        BATCH[:, None],
+        np.repeat(BATCH[:, None], 3, 1),
+        np.repeat(BATCH[..., None], 3, -1),
+        torch.from_numpy(BATCH[:, None]),
+        torch.from_numpy(np.repeat(BATCH[:, None], 3, 1)).float() / 255,
+        torch.from_numpy(BATCH[:, None] / 255).requires_grad_(),
+    ],
+    ids=lambda batch: f"{tuple(batch.shape)} {batch.dtype}",
+)
+def test_a_batch_is_its_images(batch):
+    processor = CxrImageProcessor(64, correct=False)
+    expected = processor(list(BATCH)).pixel_values
+    assert expected.shape == (3, 1, 64, 64)
+    torch.testing.assert_close(processor(batch).pixel_values, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tensors_of_half_precision_are_read(dtype):
+    processor = CxrImageProcessor(64)
+    given = processor(torch.from_numpy(GREYS / 255).to(dtype)).pixel_values
+    torch.testing.assert_close(given, processor(GREYS).pixel_values, atol=0.02, rtol=0)
+
+
+def test_deep_and_transparent_colour_arrays_become_luma():
+    processor = CxrImageProcessor(32)
+    rgba = np.zeros((32, 32, 4), np.float32)
+    rgba[..., 0] = rgba[16:, :, 3] = 1
+    pixels = processor.load(rgba)
+    assert (pixels[16:] == round(0.299 * 65535)).all() and not pixels[:16].any()
+    deep = np.zeros((3, 32, 32), np.uint16)
+    deep[1] = 4095
+    assert (processor.load(deep) == round(0.587 * 65535)).all()
+
+
+def test_keywords_for_what_is_always_done_are_taken():
+    processor = CxrImageProcessor(64)
+    batch = processor(
+        GREYS,
+        return_tensors="np",
+        do_resize=True,
+        do_rescale=True,
+        do_normalize=True,
+        do_center_crop=False,
+        data_format="channels_first",
+        input_data_format=None,
+    )
+    np.testing.assert_array_equal(batch.pixel_values, processor(GREYS).pixel_values.numpy())
+    assert processor(GREYS, device="meta").pixel_values.device.type == "meta"
+    assert processor(GREYS, device=torch.device("cpu")).pixel_values.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "sentence"),
+    [
+        ("do_flip", True, r"takes no do_flip=True in a call\. .* leave do_flip out\.$"),
+        ("do_resize", False, r"takes no do_resize=False in a call\. It always resizes"),
+        ("size", 32, r"takes no size=32 in a call; set it on the processor\."),
+        ("data_format", "channels_last", "data_format='channels_last'"),
+    ],
+)
+def test_keywords_for_something_else_are_refused_in_a_sentence(keyword, value, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        CxrImageProcessor(64)(GREYS, **{keyword: value})
+
+
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,", "data:application/dicom;base64,"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])
+def test_base64_is_read(head, encode):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    text = head + encode(png(Image.fromarray(noise))).decode()
+    np.testing.assert_array_equal(CxrImageProcessor(64).load(text), noise * np.uint16(257))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "sentence"),
+    [
+        ("x/" * 3000 + "y.png", FileNotFoundError, r"^x/x/.{40}.*no such file, nor an image"),
+        ("!" * 300, FileNotFoundError, "300 characters: no such file, nor an image in base64"),
+        ("QUJD" * 100, ValueError, "^the image: not an image file that can be read"),
+        ("data:image/png;base64,QUJD", ValueError, "^the image: not an image file"),
+        ("data:image/png;base64,%%", FileNotFoundError, "nor an image in base64"),
+        ("no\0file", FileNotFoundError, "no such file"),
+    ],
+)
+def test_text_that_is_no_image_is_one_short_sentence(text, error, sentence):
+    with pytest.raises(error, match=sentence) as caught:
+        CxrImageProcessor(64).load(text)
+    assert len(str(caught.value)) < 160
+
+
+def test_corrections_can_be_turned_off_for_good(tmp_path):
+    framed = np.full((120, 140), 255, np.uint8)
+    framed[20:100, 30:110] = np.random.default_rng(0).integers(0, 200, (80, 80))
+    assert CxrImageProcessor(64).load(framed).shape == (80, 80)
+    CxrImageProcessor(64, correct=False).save_pretrained(tmp_path)
+    processor = CxrImageProcessor.from_pretrained(tmp_path)
+    image = processor.open(framed)
+    assert image.pixels.shape == (120, 140) and image.warnings == ()

@@ -57,6 +57,23 @@ def test_multi_label_losses():
 
 
 @pytest.mark.parametrize(
+    "options", [{}, {"class_weights": [1, 3], "label_smoothing": 0.1}, {"loss": "focal"}], ids=str
+)
+def test_images_without_a_label_are_left_out(options):
+    config = CxrBaselineConfig(**options)
+    logits = LOGITS.clone().requires_grad_()
+    classification_loss(logits, torch.tensor([0, -1, 0]), config).backward()
+    assert (logits.grad[1] == 0).all() and (logits.grad[[0, 2]] != 0).all()
+    expected = classification_loss(LOGITS[[0, 2]], torch.tensor([0, 0]), config)
+    assert classification_loss(LOGITS, torch.tensor([0, -1, 0]), config) == expected
+    logits.grad = None
+    nothing = classification_loss(logits, torch.full((3,), -1), config)
+    nothing.backward()
+    assert nothing == 0
+    assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"loss": "hinge"}, "loss is 'hinge'; it can be cross_entropy or focal"),

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_grad_cam
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from modeling import (
     CxrBaselineConfig,
@@ -19,7 +21,8 @@ from modeling import (
     CxrTimmForImageClassification,
     create_model,
 )
-from modeling.grad_cam_cxr import library_cam
+from modeling.heatmap_cxr import CAM_METHODS
+from modeling.modeling_cxr import REGISTRY
 
 SIZE = 96
 CLASSES = ["NORMAL", "PNEUMONIA"]
@@ -36,7 +39,7 @@ MODELS = {
     "convnext_atto": {},
     "swin_tiny_patch4_window7_224": {},
 }
-CLOSED_FORM = list(MODELS)[:7]
+CONVOLUTIONS = list(MODELS)[:7]
 Norms = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
 
 
@@ -121,9 +124,12 @@ def test_a_fresh_process_without_this_checkout_loads_it_every_way(name, saved, f
 
 
 def test_a_saved_folder_holds_safetensors_code_and_no_pickle(saved):
-    for folder in saved.values():
+    code = {path.name for path in (Path(__file__).parents[1] / "modeling").glob("*_cxr.py")}
+    code -= {f"{family.__module__.split('.')[-1]}.py" for family in REGISTRY.values()}
+    for name, folder in saved.items():
         names = {path.name for path in folder.iterdir()} - {"input.pt", "x.png"}
-        code = {path.name for path in (Path(__file__).parents[1] / "modeling").glob("*_cxr.py")}
+        family = {"baseline": "baseline_cxr.py", "densenet121": "densenet_cxr.py"}
+        names.remove(family.get(name.split()[0], "timm_cxr.py"))
         assert names == code | {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
@@ -212,16 +218,30 @@ def test_grad_cam_comes_with_the_logits_at_the_inputs_size(name):
         assert highest == 0 or 0.999 < highest <= 1
 
 
-@pytest.mark.parametrize("name", CLOSED_FORM)
-def test_the_closed_form_is_the_librarys_grad_cam(name, monkeypatch):
+class Tapped(torch.nn.Module):
+    """A network with a layer to hook between its features and its head."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.tap = network, torch.nn.Identity()
+
+    def forward(self, pixel_values):
+        return self.network.forward_head(self.tap(self.network.forward_features(pixel_values)))
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, "grad_cam") for name in CONVOLUTIONS]
+    + [("densenet121 reduced", method) for method in CAM_METHODS],
+)
+def test_heatmaps_are_those_of_the_grad_cam_library(name, method):
     model, _ = make(name)
-    inputs = batch(model)
-    for target in (0, 1):
-        expected = library_cam("grad_cam", model.network, inputs, torch.tensor([target, target]))
-        with monkeypatch.context() as patch:
-            patch.setattr("torch.autograd.backward", None)  # no backward pass
-            heatmaps = model.grad_cam(inputs, target)
-        assert (heatmaps - expected).abs().max() <= 1e-4
+    inputs, tapped = batch(model), Tapped(model.network)
+    with getattr(pytorch_grad_cam, CAM_METHODS[method])(tapped, [tapped.tap]) as cam:
+        for target in (0, 1):
+            expected = cam(inputs, [ClassifierOutputTarget(target)] * 2)
+            heatmaps = model.explain(inputs, target, method).heatmaps
+            np.testing.assert_allclose(heatmaps.numpy(), expected, atol=1e-4)
 
 
 def test_a_transformers_grad_cam_is_the_gradient_times_the_patch_tokens():
@@ -335,9 +355,14 @@ def test_options_that_a_saved_model_cannot_follow_are_refused(saved):
         create_model(str(saved["baseline"]), CLASSES, num_channels=3)
 
 
-def test_a_network_with_two_heads_is_refused():
-    with pytest.raises(ValueError, match="whose head is not one linear layer"):
-        CxrTimmForImageClassification(CxrTimmConfig(architecture="deit_tiny_distilled_patch16_224"))
+def test_a_network_with_another_kind_of_head_is_refused():
+    with pytest.raises(ValueError, match="'levit_128s', whose head is not a linear layer"):
+        create_model("levit_128s", CLASSES)
+
+
+def test_a_family_without_imagenet_weights_says_so():
+    with pytest.raises(ValueError, match="cxr-baseline has no pretrained weights; leave out"):
+        create_model("baseline", CLASSES, pretrained=True)
 
 
 def test_a_folder_without_a_model_and_a_foreign_model_are_named(tmp_path):

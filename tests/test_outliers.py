@@ -12,12 +12,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from datasets_scripts.phantom import generate
-from evaluation.outliers import flagged_share, flagged_table, read_scores
 from modeling import CxrImageProcessor, create_model, load_model
 from modeling.image_cxr import CxrImage
 from modeling.outlier_cxr import OutlierDetector
 from modeling.pipeline_cxr import CxrImageClassificationPipeline
 from predict import predict
+from recipes.kermany.outliers import flagged_share, flagged_table, read_scores
 from training import outliers
 from training.half import save_half
 from training.outlier_images import DRAWN, draw_outliers
@@ -84,6 +84,30 @@ def test_the_threshold_is_a_quantile_of_the_scores_that_the_model_gives(phantoms
     assert threshold == pytest.approx(scores.quantile(0.99).item(), abs=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_budget_does_not_grow_with_the_set(phantoms, monkeypatch):
+    counts = []
+
+    def draw(xrays, count, seed):
+        counts.append(count)
+        return draw_outliers(xrays, count, seed)
+
+    def progress(steps, **_):
+        counts.append(len(steps))
+        return steps
+
+    monkeypatch.setattr(outliers, "MAX_XRAYS", 64)
+    monkeypatch.setattr(outliers, "MAX_VALIDATION", 8)
+    monkeypatch.setattr(outliers, "BATCH_SIZE", 32)
+    monkeypatch.setattr(outliers, "draw_outliers", draw)
+    monkeypatch.setattr(outliers, "tqdm", progress)
+    fixed = phantoms.copy()
+    fixed.setflags(write=False)  # as a memory map of the cache is
+    for train in (fixed[:64], fixed[:250]):
+        outliers.fit_outlier_detector(train, fixed[250:], CxrImageProcessor(64), seed=0)
+    assert counts == 2 * [64 * outliers.DRAWN_SHARE, 2 * outliers.EPOCHS]
+
+
 def test_a_refused_image_gets_no_probability_and_the_rest_do(fitted):
     model, processor = create_model("baseline", ["NORMAL", "PNEUMONIA"], 64, hidden_sizes=[8])
     model.eval()
@@ -126,7 +150,7 @@ def test_a_drawing_is_refused_whatever_its_score(fitted, tmp_path):
         Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / f"{name}.png")
     # Once through the model, once through predict.py, which keeps small copies alone.
     images = [processor.open(tmp_path / name) for name in ("drawn.png", "grainy.png")]
-    rows = [row.assessment for row in predict([tmp_path], model, processor)]
+    rows = [row.answer for row in predict([tmp_path], model, processor)]
     for drawn, grainy in (model.assess(images, processor), rows):
         assert "of exactly one grey" in drawn.refusal and not drawn.probabilities
         assert grainy.refusal is None
@@ -171,7 +195,13 @@ def test_a_configuration_refuses_what_makes_no_sense(field, value, sentence):
 
 @pytest.mark.parametrize(
     ("age", "words"),
-    [(3, None), (None, None), (40, "of an adult"), (9, "of a child"), (0.1, "of a child")],
+    [
+        (3, None),
+        (None, "does not say how old"),
+        (40, "of an adult"),
+        (9, "of a child"),
+        (0.1, "of a child"),
+    ],
 )
 def test_an_age_the_model_was_not_trained_on_is_said(age, words):
     model, processor = create_model("baseline", ["A", "B"], 64, hidden_sizes=[8], age_range=[1, 5])

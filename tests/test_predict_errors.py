@@ -74,7 +74,7 @@ def test_whatever_else_goes_wrong_is_exit_code_2_too(run_python, tmp_path, model
     code = (
         "import runpy, sys, torch, modeling.modeling_cxr as m\n"
         "def full(*args): raise torch.OutOfMemoryError('no memory is left')\n"
-        "m.CxrPreTrainedModel.assess = full\n"
+        "m.CxrClassifier.assess = full\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )

@@ -231,3 +231,14 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path, runs, message):
     path.write_text(yaml.safe_dump({"runs": runs}))
     with pytest.raises(ValueError, match=message):
         run.read_recipe(path)
+
+
+def test_the_runs_need_nothing_that_a_bare_gpu_machine_lacks(run_python):
+    code = """
+import sys
+for name in ("datasets", "evaluate", "gradio", "matplotlib", "pydicom", "pytorch_grad_cam"):
+    sys.modules[name] = None  # an import of it fails
+import recipes.gpu.run
+"""
+    result = run_python(code, cwd=run.__file__.rpartition("/recipes/")[0])
+    assert result.returncode == 0, result.stderr

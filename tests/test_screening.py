@@ -138,6 +138,32 @@ def test_what_is_no_chest_passes_untouched(pixels):
     assert (image.warnings, image.age) == (("said before.",), 4.0)
 
 
+def test_an_overexposed_abdomen_beside_a_shutter_is_no_frame():
+    bright = np.pad(CHEST, ((0, 0), (12, 0)))
+    bright[200:, 12:] = 255
+    assert PROCESSOR.open(bright).pixels.shape == (300, 372)
+
+
+@pytest.mark.parametrize("turn", [lambda x: x[::-1], lambda x: x, lambda x: x.T], ids="vAh")
+def test_a_gradient_is_no_negative(turn):
+    gradient = np.ascontiguousarray(turn(np.tile(np.linspace(0, 255, 90), (90, 1)).T))
+    assert PROCESSOR.open(gradient.astype(np.uint8)).warnings == ()
+
+
+# Of all 13,905 adults and 2,594 of ChestX-ray14, each a share; two there are negatives.
+@pytest.mark.parametrize(("pattern", "step"), [("adults/*/*", 140), ("chestxray14/images/*", 26)])
+def test_no_x_ray_of_other_people_is_inverted_and_their_negatives_are(pattern, step, cxr_data):
+    files = sorted(path for path in cxr_data.glob(pattern) if path.suffix != ".csv")[::step]
+    files = [file for file in files if file.stem not in ("00017625_000", "00017999_000")]
+    undone = []
+    for file in files:
+        pixels = np.asarray(Image.open(file).convert("L")).astype(np.uint16) * 257
+        assert not said(screen(CxrImage(pixels)), "negative"), file
+        undone.append(said(screen(CxrImage(65535 - pixels)), "negative"))
+    assert len(undone) > 90
+    assert np.mean(undone) > 0.95
+
+
 @pytest.mark.parametrize(
     ("folder", "step", "found"),
     [

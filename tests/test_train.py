@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from datasets import ClassLabel, Dataset
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save
@@ -24,6 +25,8 @@ from evaluation.calibration import apply_operation, fit_operation
 from evaluation.metrics import compute_metrics
 from evaluation.predictions import read_predictions
 from modeling import create_model, load_model
+from training.data import PixelDataset
+from training.inference import make_loader
 
 REPO = Path(__file__).parent.parent
 DATA = ["num_train=96", "num_validation=32", "num_test=33", "image_size=64"]
@@ -34,21 +37,9 @@ FLAGS = [
     *("--num_train_epochs", "2", "--per_device_train_batch_size", "8"),
     *("--class_weights", "balanced", "--ema_decay", "0.9", "--checkpointing_steps", "5"),
 ]
+OTHERS = ("baseline_cxr.py", "timm_cxr.py")  # families that a DenseNet's folder needs no code of
 FIGURES = ("training_curves", "confusion_matrix", "roc")
 LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_cpu_threads_per_process=1"]
-
-
-@pytest.fixture(scope="session")
-def finished(train, new_hub, tmp_path_factory):
-    """The folder of a finished run, and the Hub that it was pushed to."""
-    hub = new_hub(tmp_path_factory.mktemp("hub"))
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    push = ["--push_to_hub", "--hub_model_id", "org/cxr-densenet121"]
-    result = train(
-        *FLAGS, *push, "--output_dir", folder, launch=[*LAUNCH, "--num_processes=1"], env=hub.env
-    )
-    assert result.returncode == 0, result.stderr
-    return folder, hub, result
 
 
 # ----------------------------------------------------------------------------------- the run folder
@@ -60,7 +51,7 @@ def test_a_run_ends_with_model_predictions_metrics_figures_and_card(finished):
     names = {name for name in names if not name.startswith("checkpoints/")}
     assert names == {
         *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
-        *(path.name for path in (REPO / "modeling").glob("*_cxr.py")),
+        *(path.name for path in (REPO / "modeling").glob("*_cxr.py") if path.name not in OTHERS),
         *("predictions_validation.csv", "predictions_test.csv", "metrics.json", "history.csv"),
         *("training_args.json", "dataset.json"),
         *(f"figures/{name}.png" for name in FIGURES),
@@ -207,6 +198,7 @@ def test_two_processes_count_each_test_image_exactly_once(train, tmp_path):
     result = train(*FLAGS, "--output_dir", folder, launch=TORCHRUN, env=env)
     assert result.returncode == 0, result.stderr
     assert_predictions_are_the_saved_models(folder)
+    assert load_model(str(folder))[0].outlier_detector is not None  # the first process's alone
     predictions = read_predictions(folder / "predictions_test.csv")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test"]["n"] == 33
@@ -366,23 +358,62 @@ def test_flags_from_yaml_are_checked_like_typed_ones(train, tmp_path):
 
 def test_a_multi_label_set_trains_to_the_end(train, tmp_path):
     rng = np.random.default_rng(0)
-    images = tmp_path / "images"
-    images.mkdir()
-    rows = ["file_name,patient_id,labels"]
+    rows = ["file,patient,split,labels"]
     kinds = ["", "Effusion", "Mass", "Effusion|Mass"]
     for index in range(80):
-        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(images / f"{index}.png")
-        rows.append(f"{index}.png,p{index},{kinds[index % 4]}")
-    (images / "metadata.csv").write_text("\n".join(rows))
-    flags = ["--dataset", images, "--model", "baseline", "--model_options", "hidden_sizes=[4,8]"]
+        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(tmp_path / f"{index}.png")
+        split = ("train", "train", "validation", "test")[index // 20]
+        labels = kinds[index % 4] + ("|Hernia" if index == 3 else "")  # of training alone
+        rows.append(f"{index}.png,p{index},{split},{labels}")
+    (tmp_path / "all.csv").write_text("\n".join(rows))
+    flags = ["--dataset", tmp_path / "all.csv", "--model", "baseline"]
+    flags += ["--model_options", "hidden_sizes=[4,8]", "--outlier_detector", "none"]
     flags += ["--image_size", "64", "--num_train_epochs", "1", "--class_weights", "balanced"]
     result = train(*flags, "--output_dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
+    assert "lacks images with or without Hernia: the AUROC that chooses" in result.stderr
     predictions = read_predictions(tmp_path / "run" / "predictions_test.csv")
     assert predictions.multi_label
-    assert set(predictions.class_names) == {"Effusion", "Mass"}
+    assert predictions.class_names == ("Effusion", "Hernia", "Mass")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
+    assert config["thresholds"][1] == 0.5 and config["outlier_threshold"] is None
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    aurocs = {name: c["auroc"]["value"] for name, c in metrics["validation"]["classes"].items()}
+    assert aurocs["Hernia"] is None
+    with open(tmp_path / "run" / "history.csv") as file:
+        (row,) = csv.DictReader(file)
+    chosen_by = (aurocs["Effusion"] + aurocs["Mass"]) / 2
+    assert float(row["validation_auroc"]) == pytest.approx(chosen_by, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "training", "evaluation"),
+    [(9, 4, [4, 4], [4, 4, 1]), (8, 4, [4, 4], [4, 4]), (10, 4, [4, 4, 2], [4, 4, 2])],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_training_leaves_out_a_last_batch_of_one(
+    images, batch_size, training, evaluation, weighted
+):
+    columns = {"image_id": list("abcdefghij"), "patient_id": list("abcdefghij")}
+    columns |= {"label": [0, 1] * 5, "weight": [1.0, 2.0] * 5}
+    split = Dataset.from_dict({name: values[:images] for name, values in columns.items()})
+    split = split.cast_column("label", ClassLabel(names=["A", "B"]))
+    split = split if weighted else split.remove_columns("weight")
+    pixels = PixelDataset(split, np.zeros((images, 32, 32), np.uint16))
+    for seed, sizes in ((0, training), (None, evaluation)):
+        loader = make_loader(pixels, batch_size, seed)
+        assert [len(batch["index"]) for batch in loader] == sizes
+        assert len(loader) == len(sizes)
+
+
+def test_a_single_image_at_the_end_of_an_epoch_ends_no_training(train, tmp_path):
+    data = ["num_train=9", "num_validation=8", "num_test=8", "image_size=64"]
+    flags = ["--dataset", "phantom", "--dataset_options", *data, "--image_size", "32"]
+    flags += ["--model", "densenet121", "--per_device_train_batch_size", "4"]
+    result = train(*flags, "--num_train_epochs", "1", "--output_dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_real_x_rays_train_for_an_epoch(train, cxr_data, tmp_path):

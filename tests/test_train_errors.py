@@ -6,6 +6,7 @@ from PIL import Image
 from test_train import PHANTOM
 
 from evaluation.predictions import read_predictions
+from training.arguments import parse_args
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from evaluation.predictions import read_predictions
         (["--model", "baseline", "--pretrained"], "no pretrained weights"),
         (["--model_options", "depth=3"], "no option 'depth'"),
         (["--max_eval_samples", "1"], "--max_eval_samples is 1; it lies in 2 to"),
-        (["--model", "inception_v3"], "takes no images of 64 pixels"),
+        (["--model", "inception_v3"], "inception_v3 fails on a blank image of 64 x 64 pixels ("),
         (["--dataset", "phantom", "--dataset_options", "num_test=0"], "test"),
         (["--push_to_hub"], "--hub_model_id"),
         (["--resume_from_checkpoint"], "holds no checkpoint"),
@@ -33,6 +34,27 @@ def test_wrong_input_is_one_sentence_and_a_failure(flags, sentence, train, tmp_p
     assert result.returncode != 0
     assert sentence in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--model_options", "loss=focal"], "loss=... has a flag of its own, use --loss"),
+        (["--model_options", "num_channels=3"], "use --num_channels"),
+        (["--model_options", "growth_rate=8", "class_weights=[1,2]"], "use --class_weights"),
+        (["--model_options", "image_size=96"], "use --image_size"),
+        (["--model_options", "thresholds=[0.5]"], "thresholds=... is set by the data and the"),
+        (["--model_options", "problem_type=x"], "problem_type=... is set by the data and the"),
+        (["--model_options", "class_names=[A,B]"], "class_names=... is set by the data and the"),
+        (["--per_device_train_batch_size", "1"], "it lies in 2 to"),
+        (["--outlier_detector", "magic"], "drawn"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_flag_that_contradicts_another_is_refused(flags, sentence, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(flags)
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_two_splits_that_share_a_patient_are_refused_until_regrouped(train, tmp_path):

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from test_train import DATA, FLAGS, LAUNCH, PHANTOM
 
 from evaluation.calibration import apply_operation
-from evaluation.evidence import collect_evidence
 from evaluation.metrics import compute_metrics, format_metric
-from evaluation.model_card import write_model_card
+from evaluation.pages.model_card import write_model_card
 from evaluation.predictions import read_predictions, read_predictions_by_model
-from evaluation.results import write_results
 from modeling import create_model, load_model
-from training.release import release
+from recipes.kermany.evidence import collect_evidence
+from recipes.kermany.release import release
+from recipes.kermany.results import write_results
 
 SMALL = ["--num_resamples", "200", "--gallery", "2", "--curves", "8"]
 
@@ -39,11 +39,11 @@ def validate(run_python, tmp_path_factory):
     return run
 
 
-def save_model(folder, classes=("NORMAL", "OPACITY"), **options):
+def save_model(folder, classes=("NORMAL", "OPACITY"), image_size=64, **options):
     torch.manual_seed(len(folder.name))
     if "block_config" not in options:
         options |= {"block_config": [2, 2], "growth_rate": 8}
-    model, processor = create_model("densenet121", list(classes), 64, **options)
+    model, processor = create_model("densenet121", list(classes), image_size, **options)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -237,6 +237,25 @@ def test_a_folder_without_this_projects_image_processor_is_refused(validate, tmp
     assert "has no image processor of this project" in result.stderr.strip().splitlines()[-1]
 
 
+def test_a_network_without_feature_maps_has_a_report_without_heatmaps(validate, tmp_path):
+    model, processor = create_model("resmlp_12_224", ["NORMAL", "OPACITY"], 32)
+    folder = tmp_path / ".blind"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    seeing = save_model(tmp_path / "seeing", image_size=32)
+    flags = ["--dataset", "phantom", "--dataset_options", "num_train=8", "num_test=12"]
+    for models in ([folder], [folder, seeing]):
+        report = tmp_path / f"report{len(models)}"
+        result = validate("--model", *models, *flags, "--output_dir", report, *SMALL)
+        assert result.returncode == 0, result.stderr
+        assert "No feature maps, and so no heatmaps, of .blind." in result.stderr
+        assert (report / "report.html").exists()
+        metrics = json.loads((report / "metrics.json").read_text())
+        assert ".blind" in metrics["models"]
+        assert (report / "saliency.csv").exists() == (seeing in models)
+        assert (report / "gallery.json").exists() == (seeing in models)
+
+
 def test_two_models_of_one_name_are_refused(validate, tmp_path):
     models = [save_model(tmp_path / name / "model") for name in ("a", "b")]
     result = validate("--model", *models, *PHANTOM[:-2], "--output_dir", tmp_path / "out")
@@ -249,7 +268,8 @@ def test_two_models_of_one_name_are_refused(validate, tmp_path):
 
 def test_the_results_page_is_made_of_the_runs_and_reports(report, trained, tmp_path, monkeypatch):
     folder = tmp_path / "results"
-    small = ("metrics.json", "training_args.json", "history.csv", "predictions_test.csv")
+    small = ("metrics.json", "training_args.json", "dataset.json")
+    small += ("history.csv", "predictions_test.csv")
     for run in ("seeds/densenet121-1", "seeds/baseline-1", "search/strong", "leak/split-by-image"):
         (folder / run).mkdir(parents=True)
         for name in small:

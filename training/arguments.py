@@ -8,10 +8,11 @@ import yaml
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from datasets_scripts import SOURCES, VARIANTS
+from datasets_scripts import PERTURBATIONS, sources
 from evaluation.operating_points import RULES
-from modeling.configuration_cxr import LOSSES
-from modeling.image_processing_cxr import GEOMETRIES
+from modeling.configuration_cxr import LOSSES, OPERATION
+from modeling.preprocessing_cxr import GEOMETRIES
+from training.outliers import DETECTORS
 
 MANY = 10**9
 RANGES = {
@@ -20,7 +21,7 @@ RANGES = {
     "max_eval_samples": (2, MANY),
     "image_size": (32, 8192),
     "num_train_epochs": (1, MANY),
-    "per_device_train_batch_size": (1, MANY),
+    "per_device_train_batch_size": (2, MANY),  # batch normalisation compares images
     "per_device_eval_batch_size": (1, MANY),
     "learning_rate": (0, 10),
     "weight_decay": (0, 10),
@@ -44,12 +45,18 @@ RANGES = {
 # What comes after the training: a finished run can be resumed with others.
 FINAL = {
     *("skip_test", "threshold_rule", "target_sensitivity", "abstain_share"),
-    *("operation_variant", "half"),
+    *("operation_variant", "outlier_detector", "half"),
 }
 # What may differ between a run and its continuation, or says where things are on one machine.
 LOCAL = {
     *("config", "cache_dir", "output_dir", "resume_from_checkpoint", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_private", "max_unreadable", "checkpointing_steps"),
+}
+# Fields of the configuration that come from the data and the training; no --model_options.
+SET_BY_RUN = {
+    *("name", "class_names", "problem_type", "id2label", "label2id"),
+    *("age_range", "outlier_threshold"),
+    *OPERATION,
 }
 
 
@@ -73,7 +80,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--config", metavar="FILE", help="YAML file of these flags; the command line wins")
 
     add = parser.add_argument_group("data").add_argument
-    known = ", ".join(SOURCES)
+    known = ", ".join(sources())
     add("--dataset", default="phantom", help=f"{known}, a folder, a zip, a CSV, or a Hub id")
     pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
     add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
@@ -90,6 +97,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--image_size", type=int, help="pixels a side; 224 if the model does not say")
     geometries = "pad keeps all, squash stretches, crop keeps the centre; pad if no model says"
     add("--geometry", choices=GEOMETRIES, help=geometries)
+    add("--no_corrections", action="store_true", help="leave negatives and frames as they are")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
     weights = "start from ImageNet weights: timm's on the Hub, or those in a file or folder"
     add("--pretrained", nargs="?", const=True, default=False, metavar="PATH", help=weights)
@@ -125,7 +133,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
     add("--target_sensitivity", type=float, default=0.95, help="for --threshold_rule sensitivity")
     add("--abstain_share", type=float, default=0.1, help="of images left to a human reader")
-    add("--operation_variant", choices=sorted(VARIANTS), help="fit on validation images so altered")
+    add("--operation_variant", choices=sorted(PERTURBATIONS), help="fit on images so altered")
+
+    add = parser.add_argument_group("what is no chest X-ray").add_argument
+    detectors = "teaches the model to refuse other images; none saves its time"
+    add("--outlier_detector", choices=("none", *DETECTORS), default="drawn", help=detectors)
 
     add = parser.add_argument_group("run").add_argument
     add("--half", action="store_true", help="store matrices and kernels as float16")
@@ -155,6 +167,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--report_to {args.report_to} needs that package: pip install it first")
     check_ranges(parser, args, RANGES)
     args.dataset_options, args.model_options = dict(args.dataset_options), dict(args.model_options)
+    for name in args.model_options:
+        if hasattr(args, name):
+            parser.error(f"--model_options {name}=... has a flag of its own, use --{name}")
+        if name in SET_BY_RUN:
+            parser.error(f"--model_options {name}=... is set by the data and the training")
     return args
 
 

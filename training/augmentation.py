@@ -6,7 +6,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from modeling.image_processing_cxr import FULL_SCALE
+from modeling.image_cxr import FULL_SCALE
 
 
 def augment(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:

@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from modeling.pretrained import first_line
+
 KEPT = 2
 
 
@@ -23,10 +25,10 @@ def write_errors(what: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise OSError(f"{what} could not be written ({error}).") from error
     except RuntimeError as error:
-        # torch.save reports a full disk so.
-        if "file" not in str(error) and "writ" not in str(error):
+        # So does torch.save's archive writer report a full disk; no other error is the disk's.
+        if "inline_container" not in str(error) and "iostream" not in str(error):
             raise
-        raise OSError(f"{what} could not be written ({str(error).splitlines()[0]}).") from error
+        raise OSError(f"{what} could not be written ({first_line(error)}).") from error
 
 
 def save_checkpoint(

@@ -1,17 +1,36 @@
 """From a dataset in the schema to batches of decoded pixels."""
 
+import ast
 import hashlib
+import importlib.metadata
+import inspect
+import json
+import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 from datasets import Dataset, DatasetDict
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from datasets_scripts import class_names, content_hashes, fingerprint, label_sets, read_pixels
-from modeling import CxrImageProcessor, image_processing_cxr
+from datasets_scripts import (
+    class_names,
+    content_hashes,
+    facts,
+    fingerprint,
+    label_sets,
+    open_row,
+    perturb,
+    read_pixels,
+)
+from modeling import CxrImageProcessor, preprocessing_cxr, reading_cxr
 
-MODELING = Path(image_processing_cxr.__file__).parent
+logger = logging.getLogger(__name__)
+
+# What turns a file into pixels, with all that these import beside them.
+READERS = (reading_cxr.__file__, preprocessing_cxr.__file__)
+DECODERS = ("pillow", "numpy", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg")
 
 
 class PixelDataset(torch.utils.data.Dataset):
@@ -19,15 +38,18 @@ class PixelDataset(torch.utils.data.Dataset):
 
     A batch holds `pixels`, uint16 (B, H, W); `labels`, int64 (B,), -1 for an unlabelled image, or
     float32 (B, K) when the split is multi-label; `index`, int64 (B,). `weights`, float64 (N,), say
-    how often images are drawn in training, and are None where the split has none.
+    how often images are drawn in training, and are None where the split has none; `warnings`, {what
+    was noticed while reading: images}.
 
     Args:
         split: in the dataset schema.
         pixels: uint16 (N, H, W), its images.
+        warnings: see above.
     """
 
-    def __init__(self, split: Dataset, pixels: np.ndarray):
+    def __init__(self, split: Dataset, pixels: np.ndarray, warnings: dict[str, int] | None = None):
         self.pixels = pixels
+        self.warnings = warnings or {}
         self.image_ids = np.array(split["image_id"][:])
         self.patient_ids = np.array(split["patient_id"][:])
         self.class_names = class_names(split)
@@ -41,10 +63,10 @@ class PixelDataset(torch.utils.data.Dataset):
         else:
             self.labels = np.array(split["label"][:], np.int64)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices):
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         return {
             "pixels": torch.from_numpy(self.pixels[indices]),
             "labels": torch.from_numpy(self.labels[indices]),
@@ -57,62 +79,119 @@ def decode_splits(
     processor: CxrImageProcessor,
     cache_dir: str | Path,
     max_unreadable: float,
-    correct: bool = True,
+    perturbation: str | None = None,
+    seed: int = 0,
 ) -> dict[str, PixelDataset]:
     """Every split, its images decoded and resized once into files of the cache.
 
-    Images that cannot be read are taken out of `dataset`.
+    Images that cannot be read, and those that lack what the perturbation needs, are taken out of
+    `dataset`.
 
     Args:
-        correct: see `CxrImageProcessor.open`; False for images of a variant, as the reader would
-            undo what was altered.
+        perturbation: alters the images between reading and resizing, see
+            `datasets_scripts.PERTURBATIONS`.
+        seed: of the perturbation.
 
     Raises:
-        ValueError: more than the share `max_unreadable` of a split cannot be read.
+        ValueError: more than the share `max_unreadable` of a split cannot be read, or none of a
+            split has what the perturbation needs.
         OSError: the cache cannot be written.
     """
     folder = Path(cache_dir).expanduser() / "pixels"
-    folder.mkdir(parents=True, exist_ok=True)
-    # What turns a file into pixels is part of the name, so that new code reads no old pixels.
-    code = b"".join(path.read_bytes() for path in sorted(MODELING.glob("*_cxr.py")))
-    code += PIL.__version__.encode()
     size = processor.size["height"]
-    kind = f"{size}-{processor.geometry}{'-as-is' * (not correct)}"
-    suffix = f"{kind}-{hashlib.sha256(code).hexdigest()[:8]}.u16"
+    how = {"size": size, "geometry": processor.geometry, "correct": processor.correct}
+    if perturbation is not None:
+        how |= {"perturbation": perturbation, "seed": seed}
+    how |= {"code": code_digest(), "versions": versions(DECODERS)}
+    settings = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:12]
+    seen = ("image", "lung_mask") if perturbation in perturb.NEEDS_LUNGS else ("image",)
+
+    def read(row: dict) -> tuple[np.ndarray, tuple[str, ...]]:
+        image, shape = open_row(row, processor.correct, perturbation, seed)
+        return processor.resize(image.pixels, shape), image.warnings
+
     splits = {}
     for name, split in dataset.items():
-        cache_file = folder / f"{fingerprint(split)}-{suffix}"
-        pixels, kept = read_pixels(
-            split,
-            lambda image, shape: processor.read(image, correct, shape),
-            size,
-            cache_file,
-            max_unreadable=max_unreadable,
-            desc=name,
+        split = perturb.select_rows(split, perturbation) if perturbation else split
+        cache_file = folder / f"{fingerprint(split, seen)}-{size}-{settings}.u16"
+        decoded = read_pixels(
+            split, read, size, cache_file, max_unreadable=max_unreadable, desc=name
         )
-        if len(kept) < len(split):
-            dataset[name] = split.select(kept)
-        splits[name] = PixelDataset(dataset[name], pixels)
+        if len(decoded.kept) < len(split):
+            split = split.select(decoded.kept)
+        dataset[name] = split
+        splits[name] = PixelDataset(split, decoded.pixels, decoded.warnings)
+    noticed = sum((Counter(split.warnings) for split in splits.values()), Counter())
+    if noticed:
+        listed = "; ".join(f"{count} x {text}" for text, count in noticed.most_common())
+        logger.warning("While reading %s: %s", ", ".join(splits), listed)
     return splits
 
 
-def summarize(dataset: DatasetDict, name: str) -> dict:
+def code_digest() -> str:
+    """A hash of the code that turns files into pixels, comments and docstrings left out."""
+    files = {*READERS, inspect.getfile(open_row), perturb.__file__}
+    files |= {file for reader in READERS for file in get_relative_import_files(reader)}
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: Path(file).name):
+        tree = ast.parse(Path(file).read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [line for line in body if not _is_text(line)]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def _is_text(line: ast.AST) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
+    """{package: version}; None for one that is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def summarize(
+    dataset: DatasetDict, name: str, warnings: dict[str, dict[str, int]] | None = None
+) -> dict:
     """What the model card says of the data, ready for JSON.
 
     Args:
         name: what the data set is called.
+        warnings: of each split, what `decode_splits` noticed.
 
     Returns:
-        `source`, `name`, and `splits`: images, unique images, patients and images of each class.
+        `source`, `name`, `splits`: images, unique images, patients, images of each class, a hash
+        of the images, and warnings; and `facts`, what is known of each source.
     """
     splits = {}
     for split_name, split in dataset.items():
         labels = [label for row in label_sets(split) for label in row]
+        hashes = content_hashes(split)
         splits[split_name] = {
             "images": len(split),
-            "unique_images": len(set(content_hashes(split))),
+            "unique_images": len(set(hashes)),
             "patients": len(set(split["patient_id"])),
             "classes": {text: labels.count(k) for k, text in enumerate(class_names(split))},
+            "sha256": images_digest(hashes),
+            "warnings": (warnings or {}).get(split_name, {}),
         }
     sources = list(dict.fromkeys(dataset["train"]["source"]))
-    return {"source": ", ".join(sources), "name": name, "splits": splits}
+    return {
+        "source": ", ".join(sources),
+        "name": name,
+        "splits": splits,
+        "facts": facts(dataset),
+    }
+
+
+def images_digest(hashes: list[str]) -> str:
+    """A hash of a set of images, whatever their order, of the hashes of each."""
+    return hashlib.sha256("".join(sorted(set(hashes))).encode()).hexdigest()

@@ -38,7 +38,8 @@ class Teachers:
             if classes != wanted or model.config.is_multi_label != self.multi_label:
                 raise ValueError(
                     f"teacher {name} tells {', '.join(classes)} apart, the student "
-                    f"{', '.join(wanted)}; they need the same classes in the same order."
+                    f"{', '.join(wanted)}; they need the same classes in the same order, and one "
+                    "label an image or several alike."
                 )
             if own.geometry != processor.geometry:
                 raise ValueError(

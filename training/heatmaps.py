@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from accelerate.utils import tqdm
 
-from evaluation.error_analysis import choose_cases, draw_case
+from datasets_scripts.pixels import content
+from evaluation.cases import choose_cases
+from evaluation.figures import draw_case
 from evaluation.predictions import Predictions
 from evaluation.saliency import (
     boxes_mask,
@@ -17,7 +19,6 @@ from evaluation.saliency import (
     measure_heatmap,
     randomization_check,
 )
-from modeling.image_processing_cxr import FULL_SCALE
 from training.subject import Subject
 
 
@@ -39,24 +40,20 @@ def saliency_rows(
     split, targets, rows = subject.split, decided_classes(predictions), []
     curves = set(chosen_rows(subject, args).tolist())
     located = {"lung_mask", "boxes"} & set(split.features)
-    # Boxes are in pixels of the image; nothing else here needs it decoded.
-    image_column = ["image"] if "boxes" in located else []
-    facts = split.select_columns(["image_id", "patient_id", *sorted(located), *image_column])
+    facts = subject.stored.select_columns(["image_id", "patient_id", *sorted(located)])
     looked_at = range(len(split)) if located else sorted(curves)
     for row in tqdm(looked_at, desc=f"heatmaps of {subject.name}", unit="image"):
         target = int(targets[row])
         pixel_values, heatmap = subject.explain(row, target)
         image = facts[row]
         found = {key: image[key] for key in ("image_id", "patient_id")} | {"model": subject.name}
+        opened, shape = subject.open(row) if located else (None, None)
         if image.get("lung_mask") is not None:
-            lungs = subject.processor.read(image["lung_mask"].convert("L"), correct=False)
-            lungs = lungs > FULL_SCALE // 2
+            lungs = subject.place(content(image["lung_mask"]), opened, shape)
             found |= measure_heatmap(heatmap, lungs)
         if "boxes" in located:
-            width, height = image["image"].size
-            inside = boxes_mask(image["boxes"] or [], height, width)
-            inside = subject.processor.read(inside, correct=False)
-            inside = measure_heatmap(heatmap, inside > FULL_SCALE // 2)
+            inside = boxes_mask(image["boxes"] or [], *opened.file_shape)
+            inside = measure_heatmap(heatmap, subject.place(inside, opened, shape))
             found |= {key: inside[key] for key in ("pointing", "iou")}
         if row in curves:
 
@@ -125,8 +122,7 @@ def draw_gallery(
     shown = []
     for number, case in enumerate(choose_cases(models, count)):
         row, name = case["index"], f"gallery/{number + 1:02d}.jpg"
-        image = subjects[0].split[row]["image"]
-        grey = subjects[0].processor.load(image, correct=subjects[0].corrected)
+        grey = subjects[0].open(row)[0].pixels
         heatmaps, targets = {}, {}
         for subject in subjects:
             target = int(decided_classes(models[subject.name])[row])

@@ -9,21 +9,18 @@ from torch.utils.data import DataLoader
 from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor
 from training.data import PixelDataset
-from training.sampling import WeightedSampler
+from training.sampling import training_sampler
 
 
 def make_loader(split: PixelDataset, batch_size: int, seed: int | None = None) -> DataLoader:
     """Batches as `PixelDataset` gives them; not yet prepared by Accelerate.
 
     Args:
-        seed: of a training split: shuffled, or drawn by its weights. None keeps the order.
+        seed: of a training split: shuffled, or drawn by its weights; a last batch of one image is
+            left out. None keeps the order, and every image.
     """
-    weighted = seed is not None and split.weights is not None
-    sampler = WeightedSampler(split.weights, seed) if weighted else None
-    shuffle = seed is not None and not weighted
-    return DataLoader(
-        split, batch_size, shuffle=shuffle, sampler=sampler, collate_fn=lambda batch: batch
-    )
+    sampler = None if seed is None else training_sampler(split, batch_size, seed)
+    return DataLoader(split, batch_size, sampler=sampler, collate_fn=lambda batch: batch)
 
 
 @torch.no_grad()

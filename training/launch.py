@@ -7,6 +7,7 @@ import os
 from accelerate import Accelerator, DataLoaderConfiguration
 
 logger = logging.getLogger(__name__)
+OWN_LOGGERS = ("train", "validate", "training", "datasets_scripts", "evaluation", "modeling")
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -20,9 +21,11 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         project_dir=args.output_dir,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
     )
-    level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    main = accelerator.is_main_process
+    # Libraries warn; only our own loggers inform. The Hub's client has a line for every request.
+    logging.basicConfig(level=logging.WARNING if main else logging.ERROR, format="%(message)s")
+    for name in OWN_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > accelerator.num_processes:
         raise ValueError(

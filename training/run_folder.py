@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from evaluation.calibration import apply_operation, fit_operation
+from evaluation.curves import curve_bands
+from evaluation.figures import plot_confusion_matrix, plot_roc, plot_training_curves
 from evaluation.metrics import compute_metrics
-from evaluation.model_card import write_model_card
-from evaluation.plots import plot_confusion_matrix, plot_roc, plot_training_curves
+from evaluation.pages.model_card import write_model_card
 from evaluation.predictions import read_predictions, write_predictions
 from modeling import CxrImageProcessor
 from modeling.modeling_cxr import CxrPreTrainedModel
@@ -80,10 +81,12 @@ def write_run(
     for name, raw in read.items():
         metrics[name] = compute_metrics(operated[name], seed=args.seed)
         metrics[f"uncalibrated_{name}"] = compute_metrics(raw, seed=args.seed)
-    shown = operated.get("test", operated["validation"])
+    last = "test" if "test" in operated else "validation"
+    shown = operated[last]
     figures, title = folder / "figures", Path(args.output_dir).resolve().name
     plot_confusion_matrix(shown, figures / "confusion_matrix.png")
-    plot_roc({title: shown}, figures / "roc.png", seed=args.seed)
+    bands = {title: curve_bands(shown, seed=args.seed)}
+    plot_roc({title: shown}, {title: metrics[last]}, figures / "roc.png", bands)
     with open(folder / "history.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, progress["history"][0])
         writer.writeheader()
@@ -92,6 +95,5 @@ def write_run(
     contents = {"metrics": metrics, "training_args": recipe(args), "dataset": dataset}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-    if "test" in logits:
-        write_model_card(folder, args.hub_model_id or title)
+    write_model_card(folder, args.hub_model_id or title)
     return metrics

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from transformers.utils import cached_file
 
-from datasets_scripts import class_names
+from datasets_scripts import class_names, content_hashes, label_key, open_row
+from datasets_scripts.perturb import drop_columns
+from datasets_scripts.pixels import stored_rows
 from evaluation.calibration import NO_OPERATION
 from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor, load_model
 from modeling.configuration_cxr import CxrConfig
-from modeling.image_processing_cxr import FULL_SCALE
-from training.data import PixelDataset, decode_splits
+from modeling.image_cxr import FULL_SCALE, CxrImage
+from modeling.reading_cxr import read_mask
+from training.data import PixelDataset, decode_splits, images_digest
 from training.inference import make_loader, predict, to_predictions
 
 SCHEMA = {
@@ -45,11 +49,14 @@ class Subject:
         config = self.model.config
         self.class_names = [config.id2label[k] for k in range(config.num_labels)]
         splits = DatasetDict({args.split: split})
-        self.corrected = not args.variant
+        self.altered = (args.variant, args.seed)
         decoded = decode_splits(
-            splits, self.processor, args.cache_dir, args.max_unreadable, self.corrected
+            splits, self.processor, args.cache_dir, args.max_unreadable, *self.altered
         )
         self.pixels, self.split = decoded[args.split], splits[args.split]
+        self.stored = stored_rows(self.split)
+        if args.variant:
+            self.split = drop_columns(self.split, args.variant)
         align_classes(self.pixels, self.class_names)
         self.columns = columns(self.split, self.pixels.pixels)
         # Before any inference: ids that clash.
@@ -80,11 +87,59 @@ class Subject:
     def to_predictions(self, logits: torch.Tensor, name: str) -> Predictions:
         return to_predictions(self.pixels, logits, name, self.columns)
 
+    def has_heatmaps(self) -> bool:
+        """Whether the network has feature maps to explain itself by."""
+        pixel_values = self.processor.normalize(np.asarray(self.pixels.pixels[[0]]))
+        return self.model.explain(pixel_values.to(self.model.device)).heatmaps is not None
+
+    def open(self, row: int) -> tuple[CxrImage, tuple[float, float] | None]:
+        """The image at its own size, altered as the model saw it; see `pixels.open_row`."""
+        return open_row(self.stored[row], self.processor.correct, *self.altered)
+
+    def place(
+        self, mask: bytes | str | np.ndarray, image: CxrImage, shape: tuple[float, float] | None
+    ) -> np.ndarray:
+        """A mask of an image's file in the frame of `pixel_values`: bool (H, W).
+
+        Args:
+            mask: see `modeling.reading_cxr.read_mask`.
+            image, shape: as `open` gives them.
+        """
+        inside = read_mask(mask, image).astype(np.uint16) * FULL_SCALE
+        return self.processor.resize(inside, shape) > FULL_SCALE // 2
+
     def explain(self, row: int, target: int) -> tuple[torch.Tensor, np.ndarray]:
         """`pixel_values` (1, C, H, W) and the heatmap (H, W) of one image for one class."""
         pixel_values = self.processor.normalize(np.asarray(self.pixels.pixels[[row]]))
         pixel_values = pixel_values.to(self.model.device)
         return pixel_values, self.model.grad_cam(pixel_values, target)[0].cpu().numpy()
+
+
+def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
+    """Whether the images of some splits are those that a model learned from.
+
+    By the hash of its training images in its dataset.json, or, where a run was cut to fewer images
+    or is older, by the set's source and name.
+
+    Args:
+        model_id: a folder or Hub id.
+        parts: splits of a set, whole.
+        name: what the set is called, see `training.data.summarize`.
+    """
+    found = cached_file(
+        model_id,
+        "dataset.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None or not parts:
+        return False
+    known = json.loads(Path(found).read_text())
+    first = next(iter(parts.values()))
+    if "train" in parts and (known["source"], known["name"]) == (first["source"][0], name):
+        return True
+    trained = known["splits"]["train"].get("sha256")
+    return any(images_digest(content_hashes(part)) == trained for part in parts.values())
 
 
 def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split: Dataset) -> None:
@@ -102,11 +157,14 @@ def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split:
             f"{name} is a {config.problem_type} model, but the data have "
             f"{'one label' if multi_label else 'several labels'} an image."
         )
-    known, given = [config.id2label[k] for k in range(config.num_labels)], class_names(split)
+    known = [config.id2label[k] for k in range(config.num_labels)]
+    given = spelled_as(known, class_names(split))
     unknown = [text for text in given if text not in known]
     if unknown:
+        pairs = ", ".join(f"{text}: {new}" for text, new in zip(given, known))
         raise ValueError(
-            f"the data's class {unknown[0]!r} is none of {name}'s: {', '.join(known)}."
+            f"the data's class {unknown[0]!r} is none of {name}'s: {', '.join(known)}. If it is "
+            f"one of them by another name, say so: --dataset_options 'label_map={{{pairs}}}'."
         )
     if given != [text for text in known if text in given]:
         raise ValueError(
@@ -118,10 +176,17 @@ def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split:
         raise ValueError(f"the data do not say which images show {missing!r}, a class of {name}.")
 
 
+def spelled_as(known: list[str], given: list[str]) -> list[str]:
+    """The names of `given`, those that differ from one of `known` in case or blanks spelled so."""
+    spelling = {label_key(text): text for text in known}
+    return [spelling.get(label_key(text), text) for text in given]
+
+
 def align_classes(pixels: PixelDataset, names: list[str]) -> None:
     """Label indices of the model's classes, of which the data may hold fewer."""
     if not pixels.multi_label:
-        pixels.labels = np.array([names.index(text) for text in pixels.class_names])[pixels.labels]
+        given = spelled_as(names, pixels.class_names)
+        pixels.labels = np.array([names.index(text) for text in given])[pixels.labels]
     pixels.class_names = names
 
 

@@ -1,8 +1,23 @@
 """The baseline: a small convolutional network, by default of four blocks."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import nn
 
-from .configuration_cxr import CxrBaselineConfig
+from .configuration_cxr import CxrConfig
+from .modeling_cxr import CxrClassifier, register
+
+
+class CxrBaselineConfig(CxrConfig):
+    """The baseline CNN: `hidden_sizes` holds the output channels of its blocks."""
+
+    model_type = "cxr-baseline"
+
+    def __init__(self, hidden_sizes: Sequence[int] = (32, 64, 128, 256), **kwargs: Any):
+        self.hidden_sizes = list(hidden_sizes)
+        super().__init__(**kwargs)
 
 
 class BaselineCnn(nn.Module):
@@ -26,14 +41,27 @@ class BaselineCnn(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(channels, config.num_labels)
 
-    def forward_features(self, pixel_values):
+    def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.features(pixel_values)
 
-    def forward_head(self, features):
-        return self.classifier(self.dropout(features.mean((2, 3))))
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        pooled = features.mean((2, 3))
+        return pooled if pre_logits else self.classifier(self.dropout(pooled))
 
-    def get_classifier(self):
+    def get_classifier(self) -> nn.Linear:
         return self.classifier
 
-    def forward(self, pixel_values):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(pixel_values))
+
+
+@register("baseline")
+class CxrBaselineForImageClassification(CxrClassifier):
+    """The baseline CNN: 388,834 parameters with four blocks, one channel and two classes."""
+
+    config_class = CxrBaselineConfig
+
+    def __init__(self, config: CxrBaselineConfig):
+        super().__init__(config)
+        self.network = BaselineCnn(config)
+        self.post_init()

@@ -7,17 +7,25 @@ exclusive classes share a temperature. They are those of `CxrConfig`.
 import math
 from collections.abc import Sequence
 from numbers import Real
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+
+from .arrays_cxr import cast, like, namespace
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = np.ndarray | torch.Tensor
 
 METHODS = ("temperature", "platt", "isotonic")
 
 
-def calibrate(logits: torch.Tensor, calibration: dict | None, multi_label: bool) -> torch.Tensor:
+def calibrate(logits: "Array", calibration: dict | None, multi_label: bool) -> "Array":
     """Calibrated logits.
 
     Args:
-        logits: float (B, K).
+        logits: float (B, K), an array or a tensor.
         calibration: see `CxrConfig`; None leaves the logits as they are.
 
     Returns:
@@ -25,37 +33,36 @@ def calibrate(logits: torch.Tensor, calibration: dict | None, multi_label: bool)
         columns 0 and the log-odds.
     """
     # An isotonic map can be steep: float32 would not tell its knots apart.
-    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    logits = cast(logits, "float32" if str(logits.device).startswith("mps") else "float64")
     if calibration is None:
         return logits
     if calibration["method"] == "temperature":
         return logits / calibration["temperature"]
     log_odds = logits if multi_label else logits[:, 1:] - logits[:, :1]
     if calibration["method"] == "platt":
-        scale, bias = log_odds.new_tensor([calibration["scale"], calibration["bias"]])
-        log_odds = scale * log_odds + bias
+        log_odds = like(logits, calibration["scale"]) * log_odds + like(logits, calibration["bias"])
     else:
-        knots = zip(log_odds.unbind(1), calibration["log_odds"], calibration["calibrated"])
-        log_odds = torch.stack([_piecewise_linear(*knot) for knot in knots], dim=1)
-    return log_odds if multi_label else torch.cat([torch.zeros_like(log_odds), log_odds], dim=1)
+        knots = zip(log_odds.T, calibration["log_odds"], calibration["calibrated"])
+        log_odds = namespace(logits).stack([_piecewise_linear(*knot) for knot in knots], 1)
+    return log_odds if multi_label else log_odds * like(logits, [0, 1])
 
 
-def _piecewise_linear(x, knots, values):
+def _piecewise_linear(x: "Array", knots: Sequence[float], values: Sequence[float]) -> "Array":
     """Linear between the knots, flat outside: the first value plus every segment's share of rise.
 
-    Clamps alone, so that it exports to ONNX and has a gradient.
+    Clips alone, so that it exports to ONNX and has a gradient.
     """
-    knots, values = x.new_tensor(knots), x.new_tensor(values)
-    shares = ((x[:, None] - knots[:-1]) / knots.diff()).clamp(0, 1)
-    return values[0] + (shares * values.diff()).sum(1)
+    xp, knots, values = namespace(x), like(x, knots), like(x, values)
+    shares = ((x[:, None] - knots[:-1]) / xp.diff(knots)).clip(0, 1)
+    return values[0] + (shares * xp.diff(values)).sum(1)
 
 
 def to_probabilities(
-    calibrated: torch.Tensor,
+    calibrated: "Array",
     multi_label: bool,
     old: Sequence[float] | None = None,
     new: float | Sequence[float] | None = None,
-) -> torch.Tensor:
+) -> "Array":
     """Softmax or sigmoid of calibrated logits, at another prevalence if one is given.
 
     Bayes' rule for classes that look alike in both places: each probability times new / old,
@@ -69,7 +76,7 @@ def to_probabilities(
             probabilities at the old prevalence.
 
     Returns:
-        float32 (B, K) in [0, 1].
+        (B, K) in [0, 1]; float32 of a tensor, the array's own dtype else.
 
     Raises:
         ValueError: the old prevalence is unknown, or the new one does not fit.
@@ -84,28 +91,33 @@ def to_probabilities(
             new = [1 - new, new] if len(old) == 2 and not multi_label else [new]
         new = [float(share) for share in new]
         check_prevalence(new, len(old), multi_label)
-        calibrated = calibrated + _log_ratio(calibrated, new, old)
+        calibrated = calibrated + like(calibrated, _log_ratio(new, old))
         if multi_label:
             absent = [[1 - share for share in shares] for shares in (new, old)]
-            calibrated = calibrated - _log_ratio(calibrated, *absent)
-    probabilities = calibrated.sigmoid() if multi_label else calibrated.softmax(-1)
-    return probabilities.float()
+            calibrated = calibrated - like(calibrated, _log_ratio(*absent))
+    xp = namespace(calibrated)
+    if xp is not np:
+        return (calibrated.sigmoid() if multi_label else calibrated.softmax(-1)).float()
+    if multi_label:
+        return np.exp(-np.logaddexp(0, -calibrated))
+    powers = np.exp(calibrated - calibrated.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
 
 
-def _log_ratio(like, new, old):
-    return like.new_tensor([math.log(a / b) for a, b in zip(new, old)])
+def _log_ratio(new: Sequence[float], old: Sequence[float]) -> list[float]:
+    return [math.log(a / b) for a, b in zip(new, old)]
 
 
 def decide(
-    probabilities: torch.Tensor,
+    probabilities: "Array",
     thresholds: Sequence[float] | None,
     abstention: Sequence[Sequence[float]] | None,
     multi_label: bool,
-) -> torch.Tensor:
+) -> "Array":
     """Decisions at the operating point.
 
     Args:
-        probabilities: float (B, K), calibrated.
+        probabilities: float (B, K), calibrated, an array or a tensor.
         thresholds, abstention: see `CxrConfig`.
 
     Returns:
@@ -117,11 +129,11 @@ def decide(
     if thresholds is None:
         decided = reported > 0.5
     else:
-        decided = reported >= reported.new_tensor(thresholds)
-    decided = decided.long()
+        decided = reported >= like(reported, thresholds)
+    decided = cast(decided, "int64")
     if abstention is not None:
-        low, high = reported.new_tensor(abstention).unbind(1)
-        decided = decided.masked_fill((reported >= low) & (reported <= high), -1)
+        low, high = like(reported, abstention).T
+        decided = namespace(reported).where((reported >= low) & (reported <= high), -1, decided)
     return decided if multi_label else decided[:, 0]
 
 

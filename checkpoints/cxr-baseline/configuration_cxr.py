@@ -1,7 +1,10 @@
-"""Configurations of the chest X-ray classifiers."""
+"""What the configurations of all chest X-ray classifiers share."""
 
+import logging
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -10,10 +13,17 @@ from .calibration_cxr import check_operation
 LOSSES = ("cross_entropy", "focal")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 OPERATION = ("calibration", "thresholds", "abstention", "prevalence")
+# What holds for the classes and the people of the training data alone.
+FITTED = (*OPERATION, "outlier_threshold", "age_range", "class_weights", "focal_alpha")
+
+logger = logging.getLogger(__name__)
 
 
 class CxrConfig(PretrainedConfig):
     """What every network family shares.
+
+    Setting other classes (`id2label`, `num_labels`) or another `problem_type`, also by keywords of
+    `from_pretrained`, drops what was fitted for the old ones (`FITTED`), which a warning says.
 
     Args:
         image_size: height and width of `pixel_values`, pixels.
@@ -44,6 +54,9 @@ class CxrConfig(PretrainedConfig):
     Raises:
         ValueError: a value outside its range or set.
     """
+
+    # `Trainer` then hands the logits alone to `compute_metrics`, as it does for other classifiers.
+    keys_to_ignore_at_inference = ["probabilities", "outlier_score"]
 
     def __init__(
         self,
@@ -79,7 +92,49 @@ class CxrConfig(PretrainedConfig):
         self.outlier_threshold = outlier_threshold
         self.age_range = age_range
         super().__init__(problem_type=problem_type, **kwargs)
-        self._check()
+        self.check()
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "id2label" and value is not None:
+            value = {int(index): name for index, name in value.items()}  # JSON has text keys
+        before = self.__dict__.get(key)
+        super().__setattr__(key, value)
+        if before is None or value is None or before == value:
+            return
+        if key == "id2label":
+            super().__setattr__("label2id", {name: index for index, name in value.items()})
+            self._forget_fitted("other classes")
+        elif key == "problem_type":
+            self._forget_fitted("another problem_type")
+
+    def _forget_fitted(self, what: str) -> None:
+        dropped = [name for name in FITTED if self.__dict__.get(name) is not None]
+        if dropped:
+            logger.warning("Dropped %s: fitted for %s.", ", ".join(dropped), what)
+            self.update(dict.fromkeys(dropped))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> "CxrConfig | tuple[CxrConfig, dict]":
+        """See transformers.
+
+        Raises:
+            ValueError: a value, of the dictionary or a keyword, outside its range or set.
+        """
+        # The classes first: what is given for them must outlive what held for the old ones.
+        classes = ("problem_type", "id2label", "label2id")
+        kwargs = {key: kwargs[key] for key in classes if key in kwargs} | kwargs
+        made = super().from_dict(config_dict, **kwargs)
+        (made[0] if isinstance(made, tuple) else made).check()
+        return made
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """See transformers.
+
+        Raises:
+            ValueError: see `check`; nothing is then written.
+        """
+        self.check()
+        super().save_pretrained(save_directory, **kwargs)
 
     def set_operation(self, operation: dict | None) -> None:
         """Takes over what was fitted on validation, all of it; None forgets it.
@@ -102,7 +157,12 @@ class CxrConfig(PretrainedConfig):
     def is_multi_label(self) -> bool:
         return self.problem_type == "multi_label_classification"
 
-    def _check(self):
+    def check(self) -> None:
+        """Refuses what cannot be used, and so not be loaded either.
+
+        Raises:
+            ValueError: a value outside its range or set, or one that does not fit the classes.
+        """
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels is {self.num_channels}; it can be 1 or 3.")
         if self.loss not in LOSSES:
@@ -143,45 +203,3 @@ class CxrConfig(PretrainedConfig):
             raise ValueError(
                 f"focal_alpha weighs two classes, not {self.num_labels}; use class_weights instead."
             )
-
-
-class CxrBaselineConfig(CxrConfig):
-    """The baseline CNN: `hidden_sizes` holds the output channels of its blocks."""
-
-    model_type = "cxr-baseline"
-
-    def __init__(self, hidden_sizes: Sequence[int] = (32, 64, 128, 256), **kwargs):
-        self.hidden_sizes = list(hidden_sizes)
-        super().__init__(**kwargs)
-
-
-class CxrDenseNetConfig(CxrConfig):
-    """A DenseNet-BC (Huang et al. 2017, table 1); the defaults are DenseNet-121.
-
-    Args:
-        block_config: dense layers in each block.
-        growth_rate: channels that each dense layer adds.
-    """
-
-    model_type = "cxr-densenet"
-
-    def __init__(
-        self, block_config: Sequence[int] = (6, 12, 24, 16), growth_rate: int = 32, **kwargs
-    ):
-        self.block_config = list(block_config)
-        self.growth_rate = growth_rate
-        super().__init__(**kwargs)
-
-
-class CxrTimmConfig(CxrConfig):
-    """Any timm classification network, by its timm name."""
-
-    model_type = "cxr-timm"
-
-    def __init__(self, architecture: str = "resnet18", **kwargs):
-        self.architecture = architecture
-        super().__init__(**kwargs)
-
-
-for _config in (CxrBaselineConfig, CxrDenseNetConfig, CxrTimmConfig):
-    _config.register_for_auto_class()

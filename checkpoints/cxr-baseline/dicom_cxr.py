@@ -6,6 +6,7 @@ for all the values that a pixel can hold and looked up for each pixel.
 
 import math
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -56,6 +57,11 @@ BARE_STARTS = tuple(
         rb"(?=\0\x08\0[\0-\x16]).{,1024}?\0\x08\0\x16.{4}1\.2\.840\.10008\.5\.1\.4\.",
     )
 )
+SAMPLES = 400  # pixels looked at on a line, lines
+# Less of full scale from the first to the last hundredth of the pixels, or fewer pixels between
+# black and white, are no picture; of 1,670 X-rays, the least were 0.25 and 0.5.
+LEAST_CONTRAST, LEAST_BETWEEN = 0.2, 0.03
+MAX_WINDOWS = 8  # tried
 DAYS = {"D": 1, "W": 7, "M": 365.25 / 12, "Y": 365.25, "": 365.25}  # RSNA's files have no unit
 
 
@@ -69,11 +75,12 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
     """A chest X-ray from a DICOM file, as a viewer first shows it.
 
     The first frame is decoded, then go the Modality LUT or rescale, the first VOI LUT or else the
-    first window, and at last the inversion of MONOCHROME1. Where the file has neither VOI LUT nor
-    window, pixels of 8 bits keep their full range, as they were made for the screen; deeper ones
-    are stretched from the darkest to the brightest pixel, as viewers (cornerstone) and public data
-    sets (MIMIC-CXR-JPG) do, and a warning says so. Padding shows black, colour becomes ITU-R 601
-    luma, overlays are ignored.
+    first window, and at last the inversion of MONOCHROME1. Tables and windows that leave nothing
+    but darkness, light or an outline are passed over, with a warning, for the next in the file.
+    Where there is none, pixels of 8 bits keep their full range, as they were made for the screen;
+    deeper ones, and those of 8 bits that show too little, are stretched from the darkest to the
+    brightest pixel, as viewers (cornerstone) and public data sets (MIMIC-CXR-JPG) do, and a warning
+    says so. Padding shows black, colour becomes ITU-R 601 luma, overlays are ignored.
 
     Modality has to be CR, DX or RG; OT, SC or none, as converters write, are read with a warning.
     The body part, by BodyPartExamined or else AnatomicRegionSequence, may be none but a chest; one
@@ -258,11 +265,13 @@ def _render(stored, bits, header, warnings):
     if photometric in COLOURS:
         grey = values / (2**bits - 1)
     elif photometric == "PALETTE COLOR":
-        colours = [
+        tables = [
             _look_up(values, header, f"{colour}PaletteColorLookupTable", signed)
             for colour in ("Red", "Green", "Blue")
         ]
-        grey = np.dot(np.stack(colours, -1), (0.299, 0.587, 0.114))
+        colours, tops, bits = zip(*tables)
+        top = _top(max(tops), bits[0], "palette", warnings)
+        grey = np.dot(np.stack(colours, -1), (0.299, 0.587, 0.114)) / top
     else:
         grey = _grey(values, bits, signed, stored, header, warnings)
     if not np.isfinite(grey).all():
@@ -278,43 +287,83 @@ def _grey(values, bits, signed, stored, header, warnings):
         first = header.word("PixelPaddingValue", kind)
         last = header.words("PixelPaddingRangeLimit", kind) or [first]
         padding = (values >= min(first, last[0])) & (values <= max(first, last[0]))
-    modality_lut, voi_lut = header.item("ModalityLUTSequence"), header.item("VOILUTSequence")
+    modality_lut = header.item("ModalityLUTSequence")
     if modality_lut:
-        modality = _look_up(values, modality_lut, "LUT", signed)
-        # Looked up in units of full scale: back to the table's own, of 8 to 16 bits.
-        modality = modality * (2 ** modality_lut.words("LUTDescriptor")[2] - 1)
+        modality, _, _ = _look_up(values, modality_lut, "LUT", signed)
     else:
         slope = (header.numbers("RescaleSlope") or [1])[0]
         modality = values * slope + (header.numbers("RescaleIntercept") or [0])[0]
         if slope == 0 or not np.isfinite(modality).all():
             raise ValueError("RescaleSlope or RescaleIntercept is out of range")
-    if voi_lut:
-        grey = _look_up(modality, voi_lut, "LUT", modality.min() < 0)
-    elif window := _first_window(header):
-        grey = _window(modality, *window, header)
-    else:
-        shown = np.zeros(len(values), bool)
-        if bits > 8:
-            shown[stored] = True
-            warnings.append(
-                "Without a usable window, the greys span the file's darkest to brightest."
-            )
-        used = modality[shown & ~padding] if (shown & ~padding).any() else modality
-        low, high = used.min(), used.max()
-        grey = (modality - low).clip(0, high - low) / (high - low or 1)
+    rows, columns = (-(-side // SAMPLES) for side in stored.shape)
+    seen = stored[::rows, ::columns].ravel()
+    seen = seen[~padding[seen]]
+    given = _given_greys(modality, header, warnings)
+    grey = next((grey for grey in given if _shows(grey[seen])), None)
+    if grey is None and bits <= 8:
+        grey = (modality - modality.min()) / (np.ptp(modality) or 1)
+        grey = grey if _shows(grey[seen]) else None
+    if grey is None:
+        grey = _stretched(modality, stored, seen, padding)
+        warnings.append("Without a usable window, the greys span the file's darkest to brightest.")
     inverse = header.text("PresentationLUTShape").upper() == "INVERSE"
     if inverse or header.text("PhotometricInterpretation").upper() == "MONOCHROME1":
         grey = 1 - grey.clip(0, 1)
     return np.where(padding, 0, grey)
 
 
-def _first_window(header):
-    """Centre and width; None without them, or of width 0 or no number, as some writers leave it."""
+def _given_greys(
+    modality: np.ndarray, header: DataSet, warnings: list[str]
+) -> Iterator[np.ndarray]:
+    """Grey of each stored value by the file's VOI LUT, then by its windows; whoever asks for the
+    next has found that the last shows too little, which a warning says."""
+    unused = "The file's {} shows almost nothing of the image and was not used."
+    voi_lut = header.item("VOILUTSequence")
+    if voi_lut:
+        before = len(warnings)
+        entries, highest, bits = _look_up(modality, voi_lut, "LUT", modality.min() < 0)
+        yield entries / _top(highest, bits, "VOI LUT", warnings)
+        warnings[before:] = [unused.format("VOI LUT")]
+    for center, width in _windows(header):
+        yield _window(modality, center, width, header)
+        warnings.append(unused.format("window"))
+
+
+def _shows(grey: np.ndarray) -> bool:
+    """Whether an image shows more than darkness, light, or an outline of both.
+
+    Args:
+        grey: of its pixels, (N,); beyond 0 and 1 it is clipped.
+    """
+    if not len(grey):
+        return False
+    grey = grey.clip(0, 1)
+    darkest, brightest = np.percentile(grey, (1, 99))
+    between = (grey > 0) & (grey < 1)
+    return brightest - darkest >= LEAST_CONTRAST and between.mean() >= LEAST_BETWEEN
+
+
+def _stretched(
+    modality: np.ndarray, stored: np.ndarray, seen: np.ndarray, padding: np.ndarray
+) -> np.ndarray:
+    """From the darkest pixel to the brightest; where a few pixels, a marker's or dead ones, leave
+    the others no contrast, from the first to the last hundredth."""
+    shown = np.zeros(len(modality), bool)
+    shown[stored] = True
+    used = modality[shown & ~padding] if (shown & ~padding).any() else modality
+    low, high = used.min(), used.max()
+    if len(seen) and np.ptp(np.percentile(modality[seen], (1, 99))) < LEAST_CONTRAST * (high - low):
+        low, high = np.percentile(modality[seen], (1, 99))
+    return ((modality - low) / (high - low or 1)).clip(0, 1)
+
+
+def _windows(header: DataSet) -> list[tuple[float, float]]:
+    """Centres and widths, but for those of width 0 or no number, as some writers leave them."""
     try:
-        center, width = (header.numbers(name)[0] for name in ("WindowCenter", "WindowWidth"))
-    except (IndexError, ValueError):
-        return None
-    return None if width <= 0 else (center, width)
+        centers, widths = header.numbers("WindowCenter"), header.numbers("WindowWidth")
+    except ValueError:
+        return []
+    return [pair for pair in zip(centers, widths) if not pair[1] <= 0][:MAX_WINDOWS]
 
 
 def _window(values, center, width, header):
@@ -338,8 +387,14 @@ def _window(values, center, width, header):
     return ((values - center) / width + 0.5).clip(0, 1)
 
 
-def _look_up(values, holder: DataSet, prefix, signed):
-    """Values through a look-up table (PS3.3 C.11.1.1, C.7.6.3.1.5), in units of its full scale."""
+def _look_up(
+    values: np.ndarray, holder: DataSet, prefix: str, signed: bool
+) -> tuple[np.ndarray, int, int]:
+    """Values through a look-up table (PS3.3 C.11.1.1, C.7.6.3.1.5).
+
+    Returns:
+        An entry a value, as they are stored; the table's highest, and the bits that it declares.
+    """
     descriptor, raw = holder.words(f"{prefix}Descriptor"), holder.raw(f"{prefix}Data")
     if len(descriptor) != 3 or not 8 <= descriptor[2] <= 16:
         raise ValueError(f"{prefix}Descriptor is damaged")
@@ -347,8 +402,18 @@ def _look_up(values, holder: DataSet, prefix, signed):
     if signed and first >= 2**15:
         first -= 2**16
     itemsize = 2 if len(raw) >= 2 * count else 1
-    if len(raw) < count or itemsize * 8 < bits:
+    if len(raw) < count or itemsize == 1 and bits > 8 and len(raw) > count + 1:
         raise ValueError(f"{prefix}Data holds fewer than {count} entries")
     entries = np.frombuffer(raw, f"{holder.order}u{itemsize}", count)
     index = (np.asarray(values) - first).round().clip(0, count - 1).astype(int)
-    return entries[index] / (2**bits - 1)
+    return entries[index].astype(float), int(entries.max()), bits
+
+
+def _top(highest: int, bits: int, table: str, warnings: list[str]) -> int:
+    """The entry that is white: the highest of so many bits, or of a table that uses others."""
+    if not highest or highest.bit_length() == bits:
+        return 2**bits - 1
+    warnings.append(
+        f"The entries of the {table} are of other bits than it declares; the highest is white."
+    )
+    return highest

@@ -1,47 +1,26 @@
-"""The one road from a chest X-ray file to `pixel_values`."""
+"""The one road from a chest X-ray file to `pixel_values`: transformers' class around it."""
 
-import contextlib
-import io
-import os
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .dicom_cxr import is_dicom, read_dicom
-from .image_cxr import (
-    FULL_SCALE,
-    MAX_JPEG_PARTS,
-    MAX_PIXELS,
-    MIN_SIDE,
-    CxrImage,
-    check_file_size,
-    check_shape,
-    is_slow_jpeg,
-)
-from .overlay_cxr import heat_layer, overlay
-from .screening_cxr import camera_warnings, colour_warnings, screen
+from .heatmap_cxr import heat_layer, overlay
+from .image_cxr import MIN_SIDE, CxrImage
+from .preprocessing_cxr import GEOMETRIES, normalize, resize, restore
+from .reading_cxr import open_image
 
-# The formats that X-rays come in. Others that Pillow reads start programs, are for icons, or, as
-# GIF with its comments, take time that grows with the square of a file's size.
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
-BIT_DEPTHS = (8, 10, 12, 14, 16)
-BAND = 1_000_000  # pixels converted at a time, so that memory stays near that of the result
-COLOUR_SAMPLES = 500  # a side, where colours are looked for
-ORIENTATION = 0x0112  # of Exif; how to turn rows and columns upright
-UPRIGHT = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.T,
-    6: lambda pixels: pixels[::-1].T,
-    7: lambda pixels: pixels[::-1, ::-1].T,
-    8: lambda pixels: pixels.T[::-1],
-}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What other image processors are asked for and this one always does.
+ALWAYS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_center_crop": False,
+    "data_format": "channels_first",
+}
 
 
 class CxrImageProcessor(BaseImageProcessor):
@@ -55,12 +34,12 @@ class CxrImageProcessor(BaseImageProcessor):
         num_channels: 1 or 3 (the grey image repeated).
         image_mean, image_std: one value a channel, in units of full scale (0..1). The default is
             ImageNet's (for one channel, the mean over its three).
-        squash: stretch images to the output's shape, as for networks trained on images that were;
-            otherwise the aspect ratio is kept and the rest is black.
+        geometry: how images of other proportions fill the output, see `preprocessing_cxr.resize`.
+        correct: whether negatives are inverted and plain frames cut away.
 
     Raises:
-        ValueError: a size below 32 pixels, other channels than 1 or 3, or a mean or standard
-            deviation of another length.
+        ValueError: a size below 32 pixels, other channels than 1 or 3, an unknown geometry, or a
+            mean or standard deviation of another length.
     """
 
     model_input_names = ["pixel_values"]
@@ -71,9 +50,12 @@ class CxrImageProcessor(BaseImageProcessor):
         num_channels: int = 1,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
-        squash: bool = False,
-        **kwargs,
+        geometry: str = "pad",
+        correct: bool = True,
+        **kwargs: Any,
     ):
+        # Folders of before there were three geometries say "squash", true or false.
+        geometry = "squash" if kwargs.pop("squash", False) else geometry
         super().__init__(**kwargs)
         size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
         if set(size) != {"height", "width"} or min(size.values()) < MIN_SIDE:
@@ -82,293 +64,104 @@ class CxrImageProcessor(BaseImageProcessor):
             )
         if num_channels not in (1, 3):
             raise ValueError(f"num_channels is {num_channels}; it can be 1 or 3.")
+        if geometry not in GEOMETRIES:
+            raise ValueError(f"geometry is {geometry!r}; it can be {', '.join(GEOMETRIES)}.")
         self.size = size
         self.num_channels = num_channels
-        self.squash = squash
+        self.geometry = geometry
+        self.correct = correct
         self.image_mean = list(image_mean or _per_channel(IMAGENET_MEAN, num_channels))
         self.image_std = list(image_std or _per_channel(IMAGENET_STD, num_channels))
         for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
             if len(values) != num_channels:
                 raise ValueError(f"{name} is {values}; it needs {num_channels} values.")
 
-    def preprocess(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
-        """Reads one image or a list of them.
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = "pt",
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Reads one image, a list of them, or a batch.
 
         Args:
-            images: a path, the file's bytes, a PIL image, or an array or tensor: (h, w), (h, w, c)
-                or (c, h, w) of bool, uint8, uint16 or floats in [0, 1]; or a list of these.
+            images: see `open`; or a list of these; or a batch of arrays or a tensor, (B, h, w, c)
+                or (B, c, h, w).
             return_tensors: "pt" or "np".
+            device: where to put the tensors.
+            kwargs: other processors' keywords, where they ask for what this one always does, such
+                as `do_resize=True`.
 
         Returns:
             `pixel_values`, float32 (B, C, H, W).
 
         Raises:
-            ValueError, FileNotFoundError: see `load`.
-            TypeError: an option that this processor does not have.
+            ValueError, FileNotFoundError: see `open`.
+            TypeError: a keyword that asks for something else.
         """
-        if kwargs:
-            raise TypeError(f"CxrImageProcessor takes no {', '.join(sorted(kwargs))}.")
-        if not isinstance(images, (list, tuple)):
+        for name, value in kwargs.items():
+            if value is not None and (name not in ALWAYS or value != ALWAYS[name]):
+                settings = "; set it on the processor" if hasattr(self, name) else ""
+                raise TypeError(
+                    f"CxrImageProcessor takes no {name}={value!r} in a call{settings}. It always "
+                    f"resizes, scales and normalises; leave {name} out."
+                )
+        if getattr(images, "ndim", None) != 4 and not isinstance(images, (list, tuple)):
             images = [images]
         pixels = np.stack([self.read(image) for image in images])
-        return BatchFeature({"pixel_values": self.normalize(pixels)}, tensor_type=return_tensors)
+        values = normalize(pixels, self.image_mean, self.image_std)
+        batch = BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
+        return batch if device is None else batch.to(device)
 
-    def read(self, image, correct: bool = True) -> np.ndarray:
-        """`load`, then `resize`: uint16 (H, W), 0..65535."""
-        return self.resize(self.load(image, correct))
+    def read(self, image: Any, shape: tuple[int, int] | None = None) -> np.ndarray:
+        """`open`, then `resize` with the `shape` that a stored image had: uint16 (H, W)."""
+        opened = self.open(image)
+        return self.resize(opened.pixels, shape and opened.part_of(shape))
 
-    def load(self, image, correct: bool = True) -> np.ndarray:
+    def load(self, image: Any) -> np.ndarray:
         """The pixels of `open`: uint16 (h, w), 0..65535."""
-        return self.open(image, correct).pixels
+        return self.open(image).pixels
 
-    def open(self, image, correct: bool = True) -> CxrImage:
-        """Reads the grey image at its own size, and what there is to say about it.
+    def open(self, image: Any) -> CxrImage:
+        """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too."""
+        return open_image(_to_array(image), self.correct)
 
-        DICOM is known by its content and read by its header. Other files are known by their
-        content, too: PNG, JPEG, TIFF, BMP, WebP, JPEG 2000 or PNM, the first image where there are
-        several, which a warning says. Colour becomes ITU-R 601 luma, transparency shows
-        black, EXIF orientation is applied; integer images of more than 8 bits are scaled by the
-        smallest of 8, 10, 12, 14 or 16 bits that holds their brightest pixel, as detectors write
-        12 bits into 16-bit files. Negatives and plain frames around the X-ray are corrected, which
-        a warning says; photographs and colours are warned of.
-
-        Args:
-            image: see `preprocess`.
-            correct: False leaves negatives and frames as they are, for masks and for images that
-                were altered on purpose.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not an image, damaged, over 256 MB, under 32 pixels a side, over 64 million
-                pixels, or a DICOM file of something else than a chest X-ray.
-        """
-        opened = _open(image)
-        return screen(opened) if correct else opened
-
-    def resize(self, pixels: np.ndarray) -> np.ndarray:
-        """Antialiased bilinear resize: keeping the aspect ratio, centred on black, or by `squash`.
-
-        Args:
-            pixels: uint16 (h, w).
-
-        Returns:
-            uint16 (H, W).
-        """
-        top, left, height, width = self._placement(*pixels.shape)
-        if (height, width) != pixels.shape:
-            resized = Image.fromarray(pixels.astype(np.float32)).resize(
-                (width, height), Image.Resampling.BILINEAR
-            )
-            pixels = np.asarray(resized).round().astype(np.uint16)
-        padded = np.zeros((self.size["height"], self.size["width"]), np.uint16)
-        padded[top : top + height, left : left + width] = pixels
-        return padded
+    def resize(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
+        """`preprocessing_cxr.resize` to this processor's size by its geometry: uint16 (H, W)."""
+        return resize(pixels, self._side(), self.geometry, shape)
 
     def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Scales to `image_mean` and `image_std`, and repeats to `num_channels`.
-
-        Args:
-            pixels: (B, H, W), uint16 at full scale or floats in [0, 1].
-
-        Returns:
-            `pixel_values`, float32 (B, C, H, W), on the input's device.
-        """
-        if isinstance(pixels, np.ndarray):
-            pixels = torch.from_numpy(pixels)
-        if pixels.dtype == torch.uint16:
-            pixels = pixels.to(torch.float32) / FULL_SCALE
-        mean = pixels.new_tensor(self.image_mean)[:, None, None]
-        std = pixels.new_tensor(self.image_std)[:, None, None]
-        return (pixels[:, None] - mean) / std
+        """`preprocessing_cxr.normalize` to `image_mean` and `image_std`: a tensor in any case."""
+        values = normalize(pixels, self.image_mean, self.image_std)
+        return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
 
     def restore(self, heatmap: np.ndarray | torch.Tensor, height: int, width: int) -> np.ndarray:
-        """Puts a heatmap back into the frame of the image it explains.
-
-        Args:
-            heatmap: float (H, W), as `grad_cam` gives it for the padded square.
-            height, width: of the original image, pixels.
-
-        Returns:
-            float32 (height, width).
-        """
-        top, left, inner_height, inner_width = self._placement(height, width)
-        inner = np.asarray(heatmap, np.float32)[top : top + inner_height, left : left + inner_width]
-        image = Image.fromarray(np.ascontiguousarray(inner))
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        """`preprocessing_cxr.restore` to an image's frame: float32 (height, width)."""
+        return restore(_to_array(heatmap), self._side(), self.geometry, (height, width))
 
     def overlay(self, pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-        """`overlay_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
+        """`heatmap_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
         return overlay(pixels, heat)
 
     def heat_layer(self, heat: np.ndarray) -> np.ndarray:
-        """`overlay_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
+        """`heatmap_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
         return heat_layer(heat)
 
-    def _placement(self, height, width):
-        """Top, left, height and width of an image inside the output."""
-        if self.squash:
-            return 0, 0, self.size["height"], self.size["width"]
-        scale = min(self.size["height"] / height, self.size["width"] / width)
-        inner_height = max(1, round(height * scale))
-        inner_width = max(1, round(width * scale))
-        top = (self.size["height"] - inner_height) // 2
-        left = (self.size["width"] - inner_width) // 2
-        return top, left, inner_height, inner_width
+    def _side(self) -> tuple[int, int]:
+        return self.size["height"], self.size["width"]
 
 
-def _open(image):
-    if isinstance(image, torch.Tensor):
-        image = image.cpu().numpy()
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
-    if isinstance(image, Image.Image):
-        return _from_pil(image, "the image")
-    if isinstance(image, bytes):
-        return _from_file(image, "the image")
-    if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        if not path.is_file():
-            raise FileNotFoundError(f"{image}: no such file.")
-        check_file_size(path.stat().st_size, str(image))
-        return _from_file(path.read_bytes(), str(image))
-    raise ValueError(
-        f"an image of type {type(image).__name__} cannot be read; "
-        "give a path, bytes, a PIL image or an array."
-    )
-
-
-def _per_channel(values, num_channels):
-    return values if num_channels == 3 else (sum(values) / 3,)
-
-
-def _from_file(content, name):
-    check_file_size(len(content), name)
-    if is_dicom(content):
-        return read_dicom(content, name)
-    if is_slow_jpeg(content):
-        raise ValueError(
-            f"{name}: a JPEG file of more than {MAX_JPEG_PARTS} scans or segments of Exif data "
-            "takes too long to read."
-        )
-    with _decoding(name):
-        opened = Image.open(io.BytesIO(content), formats=FORMATS)
-        # a telephone's JPEG (MPO) holds previews of the same picture
-        several = opened.format != "MPO" and getattr(opened, "is_animated", False)
-        text = opened.tile and opened.tile[0].codec_name == "ppm_plain"
-    if text:  # two seconds a million pixels
-        raise ValueError(f"{name}: a PNM file of decimal text is not read; save it as PNG.")
-    with opened:
-        image = _from_pil(opened, name)
-    if not several:
+def _to_array(image: Any) -> Any:
+    """A tensor as an array, anything else as it is."""
+    if not isinstance(image, torch.Tensor):
         return image
-    first = "The file holds several images, of which only the first was read."
-    return image._replace(warnings=(first, *image.warnings))
+    image = image.detach()
+    return (image.float() if image.dtype == torch.bfloat16 else image).cpu().numpy()
 
 
-@contextlib.contextmanager
-def _decoding(name):
-    """Turns what Pillow raises for bytes that are no image, or a damaged one, into a sentence."""
-    try:
-        yield
-    except Image.UnidentifiedImageError:
-        raise ValueError(
-            f"{name}: not an image file that can be read; use DICOM, {', '.join(FORMATS)}."
-        ) from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"{name}: too large; the most is {MAX_PIXELS:,} pixels.") from None
-    except Exception as error:  # decoders raise whatever hostile bytes lead them into
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name}: damaged image file ({reason}).") from None
-
-
-def _from_pil(image, name):
-    check_shape(image.size, name)
-    deep = image.mode.startswith("I") or image.mode == "F"
-    with _decoding(name):
-        image.load()
-        exif = image.getexif()
-        orientation = exif.get(ORIENTATION)
-        warnings = camera_warnings(exif)
-        pixels = np.asarray(image) if deep else _luma(image)
-        if not deep and image.mode not in ("1", "L", "LA"):
-            warnings += colour_warnings(_colours(image))
-    if deep:
-        pixels = _grey_from_array(pixels, name)
-    if orientation in UPRIGHT:
-        pixels = UPRIGHT[orientation](pixels)
-    return CxrImage(pixels, warnings)
-
-
-def _luma(image):
-    grey = np.empty((image.height, image.width), np.uint16)
-    for rows in _bands(*grey.shape):
-        band = image.crop((0, rows.start, image.width, rows.stop))
-        grey[rows] = np.asarray(_opaque(band).convert("L"))
-    grey *= 257
-    return grey
-
-
-def _colours(image):
-    """Some of its pixels, uint8 (h, w, 3)."""
-    size = [min(side, COLOUR_SAMPLES) for side in image.size]
-    return np.asarray(_opaque(image.resize(size, Image.Resampling.NEAREST)).convert("RGB"))
-
-
-def _opaque(image):
-    """In mode 1, L or RGB; what is transparent shows black."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image if image.mode in ("1", "L", "RGB") else image.convert("RGB")
-
-
-def _bands(height, width):
-    """Slices of rows that make up the height."""
-    rows = max(1, BAND // width)
-    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
-
-
-def _from_array(array):
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.dtype == np.uint8 and (
-        array.ndim == 2 or array.ndim == 3 and array.shape[-1] in (3, 4)
-    ):
-        check_shape(array.shape[1::-1], "the image")
-        return _from_pil(Image.fromarray(np.ascontiguousarray(array)), "the image")
-    if array.ndim != 2 or array.dtype.kind not in "buif":
-        raise ValueError(
-            f"an array of shape {array.shape}, {array.dtype} is no grey or 8-bit image."
-        )
-    check_shape(array.shape[::-1], "the image")
-    return CxrImage(_grey_from_array(array, "the image"))
-
-
-def _grey_from_array(array, name):
-    """uint16 at full scale from (h, w) of bool, integers or floats."""
-    low, high = array.min(), array.max()
-    if array.dtype.kind == "f":
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"{name}: floating-point pixels span {low} to {high}; they must lie in [0, 1]."
-            )
-        scale = FULL_SCALE
-    elif low < 0 or high > FULL_SCALE:
-        raise ValueError(
-            f"{name}: integer pixels span {low} to {high}; they must lie in 0..{FULL_SCALE}."
-        )
-    elif array.dtype == bool:
-        scale = FULL_SCALE
-    else:
-        scale = FULL_SCALE / (2 ** next(bits for bits in BIT_DEPTHS if high < 2**bits) - 1)
-    if scale == 1:
-        return array.astype(np.uint16)
-    grey = np.empty(array.shape, np.uint16)
-    for rows in _bands(*array.shape):
-        grey[rows] = (array[rows].astype(np.float64) * scale).round()
-    return grey
+def _per_channel(values: tuple[float, ...], num_channels: int) -> tuple[float, ...]:
+    return values if num_channels == 3 else (sum(values) / 3,)
 
 
 CxrImageProcessor.register_for_auto_class()

@@ -10,11 +10,12 @@ from .configuration_cxr import CxrConfig
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, config: CxrConfig
 ) -> torch.Tensor:
-    """Mean loss of a batch.
+    """Mean loss of a batch's labelled images; 0, with gradients of 0, where none is labelled.
 
     Args:
         logits: float (B, K).
-        labels: int (B,) class indices, or 0/1 (B, K) when the problem is multi-label.
+        labels: int (B,) class indices, negative for an image without a label; or 0/1 (B, K) when
+            the problem is multi-label.
         config: holds `problem_type`, `loss`, `class_weights`, `label_smoothing`, `focal_gamma`
             and `focal_alpha`.
 
@@ -35,6 +36,11 @@ def classification_loss(
         weights = logits.new_tensor(config.class_weights)
     if multi_label:
         return _multi_label_loss(logits, labels.to(logits.dtype), weights, config)
+    known = labels >= 0
+    if not known.all():
+        if not known.any():
+            return logits.sum() * 0
+        logits, labels = logits[known], labels[known]
     if config.loss == "focal":
         return _focal_loss(logits, labels, weights, config)
     return F.cross_entropy(logits, labels, weights, label_smoothing=config.label_smoothing)

@@ -1,32 +1,110 @@
-"""Chest X-ray classifiers that explain themselves."""
+"""Chest X-ray models that explain themselves."""
 
-import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-import timm
+import numpy as np
 import torch
-from timm.models.densenet import DenseNet
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.initialization import normal_, zeros_
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.utils import cached_file
 
-from .assessment_cxr import CxrAssessment, assess, table_row
-from .baseline_cxr import BaselineCnn
+from .answers_cxr import NO_MAPS, CxrAnswer, answers, class_names, refusal
 from .calibration_cxr import calibrate, decide, to_probabilities
-from .configuration_cxr import CxrBaselineConfig, CxrConfig, CxrDenseNetConfig, CxrTimmConfig
-from .grad_cam_cxr import check_method, closed_form_grad_cam, gap_linear_head, library_cam
+from .configuration_cxr import CxrConfig
+from .heatmap_cxr import check_method, make_heatmaps
 from .image_cxr import CxrImage
 from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
 from .outlier_cxr import OutlierDetector
 from .pipeline_cxr import CxrImageClassificationPipeline
 
-MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+# --------------------------------------------------------------------------------- every family
+
+REGISTRY: dict[str, type["CxrPreTrainedModel"]] = {}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Makes a family known: a class decorator.
+
+    Args:
+        name: what `create_model` and `--model` call it.
+
+    Raises:
+        ValueError: another class has this name.
+    """
+
+    def add(model_class):
+        known = REGISTRY.get(name, model_class).__name__
+        if known != model_class.__name__:  # the same, where a module is read again
+            raise ValueError(f"the name {name!r} is taken by {known}; choose another.")
+        REGISTRY[name] = model_class
+        model_class.config_class.register_for_auto_class()
+        model_class.register_for_auto_class(model_class.auto_model)
+        return model_class
+
+    return add
+
+
+class CxrPreTrainedModel(PreTrainedModel):
+    """What models of every task share: a saved folder holds the code that loads it.
+
+    Attributes:
+        auto_model: transformers' Auto class of the task; a saved folder serves it and `AutoModel`.
+        pipelines: {task: pipeline class} of `transformers.pipeline` for its models.
+    """
+
+    main_input_name = "pixel_values"
+    auto_model: str
+    pipelines: dict[str, type] = {}
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes weights, configuration and the code that loads them; see transformers."""
+        # register_for_auto_class keeps one Auto class a model; both names must find the model.
+        name = _file_and_name(type(self))
+        self.config.auto_map = {"AutoModel": name, self.auto_model: name}
+        self.config.custom_pipelines = {
+            task: {"impl": _file_and_name(pipeline), "pt": [self.auto_model]}
+            for task, pipeline in self.pipelines.items()
+        }
+        super().save_pretrained(save_directory, **kwargs)
+        for pipeline in self.pipelines.values():
+            custom_object_save(pipeline, save_directory)
+
+
+def _file_and_name(cls):
+    return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+
+
+# ---------------------------------------------------------------------------------- classifiers
+
+
+class CxrNetwork(Protocol):
+    """What the network of a family of classifiers answers, in timm's words.
+
+    `network(pixel_values)` is `forward_head(forward_features(pixel_values))`.
+
+    Attributes:
+        num_features: D, width of the pooled features; timm's networks with a hidden layer before
+            their head have `head_hidden_size` for it.
+    """
+
+    num_features: int
+
+    def forward_features(self, pixel_values: torch.Tensor) -> Any:
+        """Unpooled features of float (B, C, H, W): feature maps (B, c, h, w), tokens (B, n, c), or
+        whatever `forward_head` takes, such as a tuple of several branches."""
+
+    def forward_head(self, features: Any, pre_logits: bool = False) -> torch.Tensor:
+        """Logits (B, K); with `pre_logits` the pooled features (B, D) that they are read from."""
+
+    def get_classifier(self) -> nn.Linear | tuple[nn.Linear, ...]:
+        """The head; or several, each with K outputs, of which `forward_head` makes one answer."""
 
 
 @dataclass
@@ -38,7 +116,8 @@ class CxrClassifierOutput(ImageClassifierOutput):
         outlier_score: float32 (B,), how unlike the training images; above
             `config.outlier_threshold` an image is no chest X-ray that the model knows. None where
             the model has no detector.
-        heatmaps: float32 (B, H, W) in [0, 1], by `explain` alone.
+        heatmaps: float32 (B, H, W) in [0, 1], by `explain` alone; None where the network has no
+            feature maps.
     """
 
     probabilities: torch.Tensor | None = None
@@ -46,21 +125,53 @@ class CxrClassifierOutput(ImageClassifierOutput):
     heatmaps: torch.Tensor | None = None
 
 
-class CxrPreTrainedModel(PreTrainedModel):
-    """What every family shares: loss, probabilities, decisions, Grad-CAM, a saved folder's files.
+class CxrClassifier(CxrPreTrainedModel):
+    """What every family of classifiers shares: loss, probabilities, decisions, Grad-CAM.
 
-    A family sets `self.network`, which answers `forward_features`, `forward_head` and
-    `get_classifier` as timm's networks do. `outlier_detector` is None, or tells what is no chest
-    X-ray.
+    A family is one file with its configuration, its network and a subclass that sets
+    `self.network`, calls `self.post_init()` and is decorated with `register`. Where its feature
+    maps are not the 4-dimensional output of `forward_features`, it says so by `map_layer` and
+    `to_maps`. `outlier_detector` is None, or tells what is no chest X-ray.
+
+    Attributes:
+        timm_name: timm's network with the same keys, whose ImageNet weights fit; None without.
     """
 
     config_class = CxrConfig
     base_model_prefix = "network"
-    main_input_name = "pixel_values"
+    auto_model = "AutoModelForImageClassification"
+    pipelines = {"image-classification": CxrImageClassificationPipeline}
+    timm_name: str | None = None
+    # Other classes drop the detector's threshold, and so the detector.
+    _keys_to_ignore_on_load_unexpected = [r"^outlier_detector\."]
+
+    network: CxrNetwork
 
     def __init__(self, config: CxrConfig):
+        config.check()
         super().__init__(config)
         self.outlier_detector = None if config.outlier_threshold is None else OutlierDetector()
+
+    @property
+    def heads(self) -> tuple[nn.Linear, ...]:
+        """The network's classifier heads, one or several."""
+        heads = self.network.get_classifier()
+        several = isinstance(heads, (tuple, list, nn.ModuleList))
+        return tuple(heads) if several else (heads,)
+
+    def head_keys(self) -> set[str]:
+        """Keys of the heads' weights in the state dict."""
+        found = [(name, module) for name, module in self.named_modules() if module in self.heads]
+        return {f"{name}.{key}" for name, module in found for key in module.state_dict()}
+
+    @property
+    def map_layer(self) -> nn.Module | None:
+        """The part of the network that gives the last feature maps; None for `forward_features`."""
+        return None
+
+    def to_maps(self, output: Any) -> torch.Tensor | None:
+        """Feature maps (B, c, h, w) from the output of `map_layer`; None if it has no places."""
+        return output if torch.is_tensor(output) and output.ndim == 4 else None
 
     def set_outlier_detector(self, detector: OutlierDetector, threshold: float) -> None:
         """Takes over a fitted detector, and the score above which `assess` refuses an image."""
@@ -69,10 +180,11 @@ class CxrPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        # timm initialises its own layers; only the classifier is ours, as a checkpoint may lack it.
-        if module is self.network.get_classifier():
+        # timm initialises its own layers; only the heads are ours, as a checkpoint may lack them.
+        if module in self.heads:
             normal_(module.weight, std=0.01)
-            zeros_(module.bias)
+            if module.bias is not None:
+                zeros_(module.bias)
         elif hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 
@@ -95,13 +207,28 @@ class CxrPreTrainedModel(PreTrainedModel):
             and the loss where labels are given.
 
         Raises:
-            ValueError: another number of channels than the configuration's.
+            ValueError: another number of channels than the configuration's, or no floats.
         """
-        self._check_input(pixel_values)
+        pixel_values = self._to_input(pixel_values)
         logits = self.network(pixel_values)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         output = CxrClassifierOutput(loss=loss, **self._scores(pixel_values, logits))
         return output if return_dict else output.to_tuple()
+
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the heads see of each image: its pooled features.
+
+        Args:
+            pixel_values: float (B, C, H, W), as the image processor gives them.
+
+        Returns:
+            float32 (B, D), see `CxrNetwork`.
+
+        Raises:
+            ValueError: see `forward`.
+        """
+        features = self.network.forward_features(self._to_input(pixel_values))
+        return self.network.forward_head(features, pre_logits=True).float()
 
     def probabilities(
         self, logits: torch.Tensor, prevalence: float | Sequence[float] | None = None
@@ -156,9 +283,13 @@ class CxrPreTrainedModel(PreTrainedModel):
             float32 (B, H, W) in [0, 1], each scaled to its own extremes.
 
         Raises:
-            ValueError: a target that is no class, or not one an image.
+            ValueError: a target that is no class, or not one an image; a network without feature
+                maps.
         """
-        return self.explain(pixel_values, target).heatmaps
+        heatmaps = self.explain(pixel_values, target).heatmaps
+        if heatmaps is None:
+            raise ValueError(NO_MAPS)
+        return heatmaps
 
     @torch.no_grad()
     def explain(
@@ -171,43 +302,71 @@ class CxrPreTrainedModel(PreTrainedModel):
 
         Args:
             pixel_values, target: see `grad_cam`.
-            method: "grad_cam", "grad_cam_plus_plus", "hires_cam", "score_cam" or "layer_cam".
-                Grad-CAM is computed in closed form behind a global average pool; the rest by the
-                grad-cam library, Score-CAM with a forward pass a channel.
+            method: "grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam" or "score_cam", with
+                a forward pass a channel; all but Grad-CAM by the grad-cam library.
 
         Returns:
-            `logits`, `probabilities`, `outlier_score` and `heatmaps`.
+            `logits`, `probabilities`, `outlier_score` and `heatmaps`; these are None, which a
+            warning says, where the network has no feature maps.
 
         Raises:
             ValueError: see `grad_cam`; an unknown method.
             ImportError: a method of the grad-cam library without it.
         """
-        self._check_input(pixel_values)
+        pixel_values = self._to_input(pixel_values)
         check_method(method)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            features = self.network.forward_features(pixel_values)
-            logits = self.network.forward_head(features)
-            targets = self._check_target(target, logits)
-            linear = gap_linear_head(self.network, features) if method == "grad_cam" else None
-            if linear is None:
-                heatmaps = library_cam(method, self.network, pixel_values, targets)
-            else:
-                size = tuple(pixel_values.shape[2:])
-                heatmaps = closed_form_grad_cam(features, linear.weight[targets], size)
+            with torch.inference_mode(False), torch.no_grad():
+                logits, output = self._forward_to_explain(pixel_values)
+                targets = self._check_target(target, logits)
+                maps, heatmaps = self.to_maps(output), None
+                if maps is not None:
+                    explained = logits.gather(1, targets[:, None]).sum()
+                    (gradients,) = torch.autograd.grad(explained, output)
+                    heatmaps = make_heatmaps(
+                        method, maps, self.to_maps(gradients), pixel_values, self.network, targets
+                    )
         finally:
             for module in training:
                 module.training = True
-        return CxrClassifierOutput(**self._scores(pixel_values, logits), heatmaps=heatmaps)
+        if heatmaps is None:
+            warnings.warn(NO_MAPS, stacklevel=3)
+        scores = self._scores(pixel_values, logits.detach())
+        return CxrClassifierOutput(**scores, heatmaps=heatmaps)
 
+    def _forward_to_explain(self, pixel_values):
+        """Logits and the output of `map_layer`, with a graph from that on and none before."""
+        kept = []
+
+        def keep(output):
+            if not torch.is_tensor(output):
+                kept.append(output)
+                return output
+            torch.set_grad_enabled(True)  # until the caller's `no_grad` ends
+            kept.append(output.detach().requires_grad_())
+            return kept[0].clone()  # what comes next may change it in place
+
+        layer = self.map_layer
+        if layer is None:
+            features = keep(self.network.forward_features(pixel_values))
+        else:
+            handle = layer.register_forward_hook(lambda module, args, output: keep(output))
+            try:
+                features = self.network.forward_features(pixel_values)
+            finally:
+                handle.remove()
+        return self.network.forward_head(features), kept[0]
+
+    @torch.no_grad()
     def assess(
         self,
         images: Sequence[CxrImage],
         processor: CxrImageProcessor,
         target: str | None = None,
         method: str | None = None,
-    ) -> list[CxrAssessment]:
+    ) -> list[CxrAnswer]:
         """What the model says of X-rays, in words and numbers that can be shown.
 
         Args:
@@ -221,53 +380,52 @@ class CxrPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: no such class or method.
         """
-        return assess(self, images, processor, target, method)
-
-    def table_row(
-        self, file: str, assessment: CxrAssessment | None = None, error: str | None = None
-    ) -> dict[str, str | float | None]:
-        """A file's row in a table of predictions.
-
-        Args:
-            file: its name.
-            assessment: what `assess` says of it; None where it could not be read.
-            error: what went wrong with it, a sentence; None where nothing did.
-
-        Returns:
-            `file`; `status`: ok, uncertain (a human should read it), refused or error; `decision`
-            and `uncertain`: classes, joined by "; "; `probability_CLASS` and `logit_CLASS` of each
-            class and `outlier_score`: in the fewest digits that give the same float32, None where
-            there is none; `warnings`; `reason`: of a refusal or an error.
-        """
-        names = [self.config.id2label[index] for index in range(self.config.num_labels)]
-        return table_row(file, assessment or CxrAssessment(), error, names)
-
-    def version(self) -> str:
-        """The folder or Hub id that the model was loaded from, @, and the first 12 hex digits of
-        the SHA-256 of its configuration, preprocessing and weights there.
-
-        Raises:
-            OSError: a file is gone.
-        """
-        source = self.name_or_path
-        digest = hashlib.sha256()
-        for file in MODEL_FILES:
-            digest.update(Path(cached_file(source, file)).read_bytes())
-        name = Path(source).resolve().name if Path(source).is_dir() else source
-        return f"{name}@{digest.hexdigest()[:12]}"
+        config, names = self.config.to_dict(), class_names(self.config.to_dict())
+        if target is not None and target not in names:
+            raise ValueError(f"{target!r} is not a class of this model; choose {', '.join(names)}.")
+        if method is not None:
+            check_method(method)
+        pixels = np.stack([processor.resize(image.pixels) for image in images])
+        pixel_values = processor.normalize(pixels).to(self.device, self.dtype)
+        outputs, known = {}, range(len(images))
+        if self.outlier_detector is not None:
+            scores = self.outlier_detector(pixel_values).tolist()
+            threshold = config["outlier_threshold"]
+            outputs["outlier_score"] = scores
+            known = [k for k in known if refusal(scores[k], threshold, images[k].drawn) is None]
+        # The classifier is asked, and perhaps explained, about these alone.
+        outputs["logits"] = np.zeros((len(images), len(names)), np.float32)
+        if method is not None:
+            outputs["heatmaps"] = np.zeros((len(images), *pixels.shape[1:]), np.float32)
+        if len(known):
+            index = None if target is None else names.index(target)
+            inputs = pixel_values[list(known)]
+            output = self(inputs) if method is None else self.explain(inputs, index, method)
+            if method is not None and output.heatmaps is None:
+                outputs["heatmaps"] = [None] * len(images)
+            for name in (outputs.keys() & output.keys()) - {"outlier_score"}:
+                outputs[name][known] = output[name].float().cpu().numpy()
+        return answers(outputs, images, config, target)
 
     def _scores(self, pixel_values, logits):
         scores = {"logits": logits, "probabilities": self.probabilities(logits)}
-        if self.outlier_detector is not None:
+        if self.outlier_detector is not None and self.config.outlier_threshold is not None:
             scores["outlier_score"] = self.outlier_detector(pixel_values)
         return scores
 
-    def _check_input(self, pixel_values):
+    def _to_input(self, pixel_values):
+        """In the model's precision, whatever that is: float16 answers what float32 is asked."""
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values is {pixel_values.dtype}; this model takes floats, as its image "
+                "processor gives them."
+            )
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; this model takes "
                 f"(batch, {self.config.num_channels}, height, width)."
             )
+        return pixel_values.to(self.dtype)
 
     def _check_columns(self, scores, name):
         if scores.ndim != 2 or scores.shape[1] != self.config.num_labels:
@@ -288,87 +446,21 @@ class CxrPreTrainedModel(PreTrainedModel):
             raise ValueError(f"target is {target}; the classes are 0 to {logits.shape[1] - 1}.")
         return targets
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """Writes weights, configuration and the code that loads them; see transformers."""
-        # register_for_auto_class keeps one Auto class a model; both names must find the classifier.
-        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        self.config.auto_map = {"AutoModel": name, "AutoModelForImageClassification": name}
-        pipeline = CxrImageClassificationPipeline
-        self.config.custom_pipelines = {
-            "image-classification": {
-                "impl": f"{pipeline.__module__.rpartition('.')[2]}.{pipeline.__name__}",
-                "pt": ["AutoModelForImageClassification"],
-            }
-        }
-        super().save_pretrained(save_directory, **kwargs)
-        custom_object_save(pipeline, save_directory)
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes weights, configuration and the code that loads them; see transformers.
 
-
-class CxrBaselineForImageClassification(CxrPreTrainedModel):
-    """The baseline CNN: 388,834 parameters with four blocks, one channel and two classes."""
-
-    config_class = CxrBaselineConfig
-
-    def __init__(self, config: CxrBaselineConfig):
-        super().__init__(config)
-        self.network = BaselineCnn(config)
-        self.post_init()
-
-
-class CxrDenseNetForImageClassification(CxrPreTrainedModel):
-    """timm's DenseNet: DenseNet-121 has 6,949,634 parameters with one channel and two classes."""
-
-    config_class = CxrDenseNetConfig
-
-    def __init__(self, config: CxrDenseNetConfig):
-        super().__init__(config)
-        self.network = DenseNet(
-            growth_rate=config.growth_rate,
-            block_config=tuple(config.block_config),
-            num_classes=config.num_labels,
-            in_chans=config.num_channels,
-            drop_rate=config.dropout,
-        )
-        self.post_init()
-
-
-class CxrTimmForImageClassification(CxrPreTrainedModel):
-    """Any timm classification network with one linear classifier.
-
-    Raises:
-        ValueError: a name that timm does not know, or a network with another kind of head.
-    """
-
-    config_class = CxrTimmConfig
-
-    def __init__(self, config: CxrTimmConfig):
-        super().__init__(config)
-        if not timm.is_model(config.architecture):
-            raise ValueError(f"architecture is {config.architecture!r}, which timm does not know.")
-        self.network = timm.create_model(
-            config.architecture,
-            num_classes=config.num_labels,
-            in_chans=config.num_channels,
-            drop_rate=config.dropout,
-            **fixed_size(config),
-        )
-        if not isinstance(self.network.get_classifier(), nn.Linear):
+        Raises:
+            ValueError: a folder that could not be loaded: the configuration has a value that does
+                not fit, or other classes than the network; nothing is then written.
+        """
+        self.config.check()
+        outputs, count = {head.out_features for head in self.heads}, self.config.num_labels
+        if outputs != {count}:
             raise ValueError(
-                f"architecture is {config.architecture!r}, whose head is not one linear layer."
+                f"the configuration has {count} classes, the network {max(outputs)}; load the "
+                f"model with from_pretrained(..., num_labels={count}, "
+                "ignore_mismatched_sizes=True) to change its head."
             )
-        self.post_init()
-
-
-def fixed_size(config: CxrTimmConfig) -> dict[str, int]:
-    """`img_size` for the timm networks that are built for one input size, such as ViTs."""
-    pretrained_cfg = timm.get_pretrained_cfg(config.architecture)
-    fixed = pretrained_cfg is not None and pretrained_cfg.fixed_input_size
-    return {"img_size": config.image_size} if fixed else {}
-
-
-for _model in (
-    CxrBaselineForImageClassification,
-    CxrDenseNetForImageClassification,
-    CxrTimmForImageClassification,
-):
-    _model.register_for_auto_class("AutoModelForImageClassification")
+        if self.config.outlier_threshold is None:
+            self.outlier_detector = None
+        super().save_pretrained(save_directory, **kwargs)

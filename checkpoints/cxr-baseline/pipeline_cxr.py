@@ -3,15 +3,16 @@
 import torch
 from huggingface_hub import get_session
 from transformers import ImageClassificationPipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from .assessment_cxr import refusal
+from .answers_cxr import refusal
 
 
 class CxrImageClassificationPipeline(ImageClassificationPipeline):
     """Gives the image processor the file itself, and the caller calibrated probabilities.
 
     The parent class converts every image to 8-bit RGB first, which crushes 16-bit X-rays; here a
-    path, URL, PIL image or array reaches the one preprocessing path as it is.
+    path, URL, base64 text, PIL image or array reaches the one preprocessing path as it is.
 
     An answer is a list of `{"label", "score", "logit"}`, highest score first: the calibrated
     probability in [0, 1] and the raw logit. A model with an outlier detector adds `outlier`: True
@@ -58,3 +59,18 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
             reason = refusal(score, self.model.config.outlier_threshold, drawn)
             rows = [{**row, "outlier": reason is not None} for row in rows]
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
+
+
+class LoadedModelPipeline(ImageClassificationPipeline):
+    """What `pipeline("image-classification", model=...)` starts for a model that is loaded already.
+
+    transformers finds a model's own pipeline by the folder's or Hub id's name alone; this one finds
+    it by the model's `pipelines`. Models of others get transformers' pipeline, as before.
+    """
+
+    def __new__(cls, model, *args, **kwargs):
+        own = getattr(model, "pipelines", {}).get("image-classification")
+        return (own or ImageClassificationPipeline)(model, *args, **kwargs)
+
+
+PIPELINE_REGISTRY.supported_tasks["image-classification"]["impl"] = LoadedModelPipeline

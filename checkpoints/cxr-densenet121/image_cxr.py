@@ -22,12 +22,27 @@ class CxrImage(NamedTuple):
         warnings: what was noticed or corrected on the way, a sentence each.
         age: of the person, years, where the file says so.
         drawn: whether large areas are of exactly one grey, as in drawings and on screens.
+        margins: rows and columns of the file's image that were cut away as a plain frame: top,
+            left, bottom, right.
     """
 
     pixels: np.ndarray
     warnings: tuple[str, ...] = ()
     age: float | None = None
     drawn: bool = False
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def file_shape(self) -> tuple[int, int]:
+        """Height and width of the file's image, pixels."""
+        top, left, bottom, right = self.margins
+        height, width = self.pixels.shape
+        return top + height + bottom, left + width + right
+
+    def part_of(self, shape: tuple[float, float]) -> tuple[float, float]:
+        """Height and width of `pixels` before the file's image was stretched from `shape`."""
+        (height, width), (whole_height, whole_width) = self.pixels.shape, self.file_shape
+        return height * shape[0] / whole_height, width * shape[1] / whole_width
 
 
 def check_shape(size: tuple[int, int], name: str) -> None:

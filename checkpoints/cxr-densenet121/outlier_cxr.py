@@ -43,6 +43,7 @@ class OutlierDetector(nn.Module):
         Returns:
             float (B,).
         """
-        grey = shrink(pixel_values.mean(1, keepdim=True))
+        dtype = self.network[0].weight.dtype  # the classifier's own, which may be half precision
+        grey = shrink(pixel_values.float().mean(1, keepdim=True))
         deviation, mean = torch.std_mean(grey, (2, 3), keepdim=True)
-        return self.network((grey - mean) / (deviation + 0.1))[:, 0]
+        return self.network(((grey - mean) / (deviation + 0.1)).to(dtype))[:, 0]

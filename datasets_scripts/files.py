@@ -1,0 +1,113 @@
+"""What stands in a folder of images: the images, the masks beside them, and what is neither."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".dic")
+SIDE_FOLDERS = ("lost+found", "system volume information")
+# Folders, and endings of file names, that say their images are masks; those of lungs are known.
+MASK = re.compile(r"(.*[\W_])?(\w*masks?|segmentations?)([\W_].*)?", re.IGNORECASE)
+LUNG_MASK = re.compile(r"(lungs?[\W_]*)?masks?", re.IGNORECASE)
+MASK_ENDING = re.compile(r"[\W_]+((?:lungs?[\W_]*)?masks?)$", re.IGNORECASE)
+# A folder that only says what its files are.
+IMAGES = re.compile(r"images?|imgs?", re.IGNORECASE)
+
+
+def is_visible(path: PurePath) -> bool:
+    """Whether a file or folder is the user's own: not hidden, not what a system or program keeps
+    beside, as __MACOSX, @eaDir, $RECYCLE.BIN or ~$x.
+    """
+    return not path.name.startswith((".", "__", "@", "$", "~")) and (
+        path.name.casefold() not in SIDE_FOLDERS
+    )
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its suffix, or DICOM by its magic where a suffix says nothing,
+    as in IM0001 or 1.2.840.113619.
+    """
+    suffix = path.suffix.casefold()
+    if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES:
+        return True
+    if suffix.lstrip(".").isdecimal() or not suffix:
+        return path.name.upper() != "DICOMDIR" and path.is_file() and _is_dicom(path)
+    return False
+
+
+def _is_dicom(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _children(folder: Path) -> list[Path]:
+    """What is visible in a folder, in order, without links to a folder above, which never end."""
+    return [
+        child
+        for child in sorted(filter(is_visible, folder.iterdir()))
+        if not child.is_symlink() or child.resolve() not in map(Path.resolve, child.parents)
+    ]
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """The visible files below a folder, in order, through links."""
+    for child in _children(folder):
+        if child.is_dir():
+            yield from walk(child)
+        else:
+            yield child
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in a folder that may hold images: those of masks are left out, and of one
+    called images its own are given.
+    """
+    found = []
+    for child in _children(folder):
+        if child.is_dir() and not MASK.fullmatch(child.name):
+            found += subfolders(child) if IMAGES.fullmatch(child.name) else [child]
+    return found
+
+
+def find_images(root: Path) -> tuple[list[Path], dict[Path, Path], list[Path]]:
+    """The images below a folder; the lung mask of those that have one, by place and name, as in
+    images/x.png and masks/x.png or x.png and x_mask.png; and masks of no lungs or of no image.
+
+    Raises:
+        FileNotFoundError: an image is a link that leads nowhere.
+    """
+    images, masks, others = {}, {}, []
+    for file in filter(is_image, walk(root)):
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is a link that leads nowhere: mend or remove it.")
+        folders = file.relative_to(root).parts[:-1]
+        ending = MASK_ENDING.search(file.stem)
+        said = [name for name in folders if MASK.fullmatch(name)] + ([ending[1]] if ending else [])
+        place = tuple(
+            name for name in folders if not MASK.fullmatch(name) and not IMAGES.fullmatch(name)
+        )
+        key = (*place, MASK_ENDING.sub("", file.stem) if said else file.stem)
+        if not said:
+            images.setdefault(key, []).append(file)
+        elif all(map(LUNG_MASK.fullmatch, said)) and key not in masks:
+            masks[key] = file
+        else:
+            others.append(file)
+    paired = {files[0]: masks.pop(key) for key, files in images.items() if key in masks}
+    found = sorted(file for files in images.values() for file in files)
+    return found, paired, [*others, *masks.values()]
+
+
+def contents(folder: Path) -> str:
+    """What a folder without images holds, in a few words."""
+    files = [file for file in sorted(folder.rglob("*")) if not file.is_dir()]
+    if not files:
+        return "is empty"
+    named = ", ".join(
+        f"{file.name} ({file.stat().st_size:,} bytes)"
+        if file.exists()
+        else f"{file.name} (a link that leads nowhere)"
+        for file in files[:3]
+    )
+    return f"holds no images by suffix or content, but {len(files)} other files, as {named}"

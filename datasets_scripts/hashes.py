@@ -1,0 +1,100 @@
+"""SHA-256 of images; that of a file is kept on disk and computed again only after it changed."""
+
+import hashlib
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
+
+CACHE_DIR = Path(os.environ.get("CXR_CACHE", "~/.cache/cxr-classification")).expanduser()
+AT_ONCE = 1000  # files hashed between two writes: an interrupted run loses no more
+
+
+def hash_images(images: Iterable[bytes | str]) -> list[str]:
+    """SHA-256 of each encoded image, given as its bytes or its path.
+
+    The hash of a file is found again, in any process, by its path, size and time of change.
+
+    Raises:
+        OSError: a file cannot be read, or its hash not be kept.
+    """
+    hashes: list[str] = []
+    rows: dict[tuple[str, int, int], list[int]] = {}
+    for row, image in enumerate(images):
+        if isinstance(image, bytes):
+            hashes.append(hashlib.sha256(image).hexdigest())
+            continue
+        status = os.stat(image)
+        key = (os.path.abspath(image), status.st_size, status.st_mtime_ns)
+        rows.setdefault(key, []).append(row)
+        hashes.append("")
+    if not rows:
+        return hashes
+    database = _database(os.getpid())
+    query = "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND modified = ?"
+    known = {key: found[0] for key in rows if (found := database.execute(query, key).fetchone())}
+    unknown = [key for key in rows if key not in known]
+    bar = tqdm(total=len(unknown), desc="hashing files", unit="image", delay=1)
+    with bar, ThreadPoolExecutor() as pool:
+        for start in range(0, len(unknown), AT_ONCE):
+            keys = unknown[start : start + AT_ONCE]
+            new = dict(zip(keys, pool.map(_hash_file, (path for path, _, _ in keys))))
+            _keep(database, new)
+            known |= new
+            bar.update(len(keys))
+    for key, places in rows.items():
+        for row in places:
+            hashes[row] = known[key]
+    return hashes
+
+
+def _hash_file(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _keep(database: sqlite3.Connection, hashes: dict[tuple[str, int, int], str]) -> None:
+    rows = [(*key, digest) for key, digest in hashes.items()]
+    try:
+        with database:
+            database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", rows)
+    except sqlite3.Error as error:
+        raise OSError(
+            f"hashes of files cannot be written to {CACHE_DIR} ({error}): free space there."
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _database(process: int) -> sqlite3.Connection:
+    """The file of hashes, open in this process; one in memory where no file can be written."""
+    file = CACHE_DIR / "hashes.sqlite"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        database = _open(str(file))
+        database.execute("BEGIN IMMEDIATE")  # raises where it is read-only
+        database.commit()
+    except (OSError, sqlite3.Error) as error:
+        logger.warning(
+            "Hashes of files cannot be kept in %s (%s): the next run reads all images again.",
+            file,
+            error,
+        )
+        database = _open(":memory:")
+    return database
+
+
+def _open(name: str) -> sqlite3.Connection:
+    database = sqlite3.connect(name, timeout=60, check_same_thread=False)
+    with database:
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS hashes "
+            "(path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, sha256 TEXT)"
+        )
+    return database

@@ -1,0 +1,81 @@
+"""What a set holds, in a table; patients and images that stand in two splits, and the repair."""
+
+from collections import defaultdict
+
+import numpy as np
+from datasets import DatasetDict, concatenate_datasets
+
+from datasets_scripts.schema import class_names, content_hashes, label_sets
+from datasets_scripts.splits import group_ids, split_groups
+
+DEFAULT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+
+
+class LeakError(ValueError):
+    """A patient or an identical image stands in two splits."""
+
+
+def check_leaks(dataset: DatasetDict) -> None:
+    """Raise LeakError where a patient_id or a content hash (SHA-256 of the encoded image) stands in
+    two splits.
+    """
+    patients, images = defaultdict(set), defaultdict(set)
+    for split, part in dataset.items():
+        for patient, image_id, content in zip(
+            part["patient_id"], part["image_id"], content_hashes(part)
+        ):
+            patients[patient].add(split)
+            images[content].add((split, image_id))
+    people = [
+        f"patient {patient} in {' and '.join(sorted(splits))}"
+        for patient, splits in patients.items()
+        if len(splits) > 1
+    ]
+    same = [
+        "identical images " + " and ".join(f"{split}/{name}" for split, name in sorted(places))
+        for places in images.values()
+        if len({split for split, _ in places}) > 1
+    ]
+    if people or same:
+        shown = people[: 5 - min(2, len(same))]
+        shown += same[: 5 - len(shown)]
+        raise LeakError(
+            f"{len(people)} patients and {len(same)} identical images stand in more than one split "
+            f"({'; '.join(shown)}): --regroup splits the images again by patient."
+        )
+
+
+def regroup(dataset: DatasetDict, seed: int = 0) -> DatasetDict:
+    """All splits pooled and split again, each patient and each identical image in one alone: with
+    the same shares where all three splits are given, else 70, 10 and 20 %.
+    """
+    pooled = concatenate_datasets(list(dataset.values()))
+    groups = group_ids(pooled["patient_id"], content_hashes(pooled))
+    shares = DEFAULT_SHARES
+    if set(dataset) == set(DEFAULT_SHARES):
+        shares = {name: len(part) for name, part in dataset.items()}
+    splits = split_groups(groups, label_sets(pooled), shares, seed)
+    return DatasetDict({name: pooled.select(np.flatnonzero(splits == name)) for name in shares})
+
+
+def describe(dataset: DatasetDict) -> str:
+    """A table in plain text: files, unique images, patients, and each class's count and prevalence,
+    for each split.
+    """
+    names = class_names(next(iter(dataset.values())))
+    columns = {
+        split: (content_hashes(part), list(part["patient_id"]), label_sets(part))
+        for split, part in dataset.items()
+    }
+    columns["total"] = tuple(sum(parts, []) for parts in zip(*columns.values()))
+    table = [["split", "files", "unique", "patients", *names]]
+    for split, (hashes, patients, labels) in columns.items():
+        numbers = [len(hashes), len(set(hashes)), len(set(patients))]
+        counts = [sum(index in row for row in labels) for index in range(len(names))]
+        shown = [f"{count:,} ({count / len(labels):.1%})" for count in counts]
+        table.append([split, *(f"{number:,}" for number in numbers), *shown])
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,22 @@
+"""NumPy arrays and torch tensors by the same lines, where torch need not be installed."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+
+
+def namespace(array) -> ModuleType:
+    """NumPy for its arrays; for a tensor torch, which must have been imported to make it."""
+    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
+
+
+def cast(array, dtype: str):
+    """A copy, or the array itself, of the named dtype; a tensor keeps its gradient."""
+    xp = namespace(array)
+    return array.astype(dtype) if xp is np else array.to(getattr(xp, dtype))
+
+
+def like(array, values):
+    """Numbers as an array of `array`'s kind, dtype and device."""
+    return namespace(array).asarray(values, dtype=array.dtype, device=array.device)

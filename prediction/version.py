@@ -1,0 +1,25 @@
+"""Which model gave a prediction."""
+
+import hashlib
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+
+
+def model_version(source: str) -> str:
+    """Its folder's name or Hub id, @, and the first 12 hex digits of the SHA-256 of its
+    configuration, preprocessing and weights.
+
+    Args:
+        source: the folder or Hub id that the model was loaded from.
+
+    Raises:
+        OSError: a file is gone.
+    """
+    digest = hashlib.sha256()
+    for file in MODEL_FILES:
+        digest.update(Path(cached_file(source, file)).read_bytes())
+    name = Path(source).resolve().name if Path(source).is_dir() else source
+    return f"{name}@{digest.hexdigest()[:12]}"
