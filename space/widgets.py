@@ -4,6 +4,7 @@ and models are text, never markup.
 
 import base64
 import io
+import itertools
 import re
 from collections.abc import Iterable
 from html import escape
@@ -208,9 +209,9 @@ def _card(text: str, figures: dict[str, bytes]) -> Markup:
                 figure = figures.get(child.attrs["src"])
                 child.attrs["src"] = data_uri(figure) if figure else "data:,"
     content = markdown.renderer.render(tokens, markdown.options, {})
-    content = content.replace(
-        "<table>", '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>'
-    )
+    numbers = itertools.count(1)  # screen readers list the tables by their names
+    scrolling = '<div class="scroll" tabindex="0" role="region" aria-label="Table {}"><table>'
+    content = re.sub("<table>", lambda _: scrolling.format(next(numbers)), content)
     content = content.replace("</table>", "</table></div>")
     return Markup(content.replace("<pre>", '<pre tabindex="0">'))
 

@@ -182,7 +182,7 @@ def serve(folder, model_ids=None, **env):
         yield served
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(300)
 
 
 def percent(p):
