@@ -39,7 +39,8 @@ def fitted(phantoms):
     """A detector of phantoms, and its threshold."""
     processor = CxrImageProcessor(64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outliers, "EPOCHS", 30)
+        patch.setattr(outliers, "EPOCHS", 15)
+        patch.setattr(outliers, "BATCH_SIZE", 32)
         return outliers.fit_outlier_detector(phantoms[:200], phantoms[200:250], processor, seed=0)
 
 
@@ -124,8 +125,8 @@ def test_a_refused_image_gets_no_probability_and_the_rest_do(fitted):
     assert not refused.probabilities and not refused.logits and refused.heatmap is None
     assert not refused.decided and not refused.uncertain
     assert known.outlier_score < fitted[1] < refused.outlier_score
-    heat = known.heat(processor, 100, 50)
-    assert heat.shape == (100, 50)
+    heat = known.heat(processor, 100, 100)
+    assert heat.shape == (100, 100)
     assert heat.max() == pytest.approx(known.probabilities[known.explained], abs=0.02)
     assert (refused.heat(processor, 100, 50) == np.zeros((100, 50))).all()
 

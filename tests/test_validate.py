@@ -176,7 +176,7 @@ def test_a_set_of_one_class_is_scored_with_reasons_where_nothing_can_be_said(val
     assert metrics["auroc"]["value"] is None and "OPACITY" in metrics["auroc"]["reason"]
     assert metrics["specificity"]["value"] is not None
     for page in ("report.md", "report.html"):
-        text = (out / page).read_text()
+        text = re.sub("base64,[A-Za-z0-9+/=]+", "", (out / page).read_text())
         assert "undefined" in text and "NaN" not in text and "nan," not in text
 
 
