@@ -39,8 +39,7 @@ def fitted(phantoms):
     """A detector of phantoms, and its threshold."""
     processor = CxrImageProcessor(64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outliers, "EPOCHS", 15)
-        patch.setattr(outliers, "BATCH_SIZE", 32)
+        patch.setattr(outliers, "LEAST_SHOWN", 15)
         return outliers.fit_outlier_detector(phantoms[:200], phantoms[200:250], processor, seed=0)
 
 
@@ -73,7 +72,6 @@ def test_a_detector_passes_its_kind_and_flags_others(fitted, phantoms):
 
 
 def test_the_threshold_is_a_quantile_of_the_scores_that_the_model_gives(phantoms, monkeypatch):
-    monkeypatch.setattr(outliers, "EPOCHS", 1)
     monkeypatch.setattr(outliers, "_vary", lambda pixels: pixels.float() / 65535)
     model, processor = create_model("baseline", ["NORMAL", "PNEUMONIA"], 64, hidden_sizes=[8])
     detector, threshold = outliers.fit_outlier_detector(
@@ -99,14 +97,14 @@ def test_the_budget_does_not_grow_with_the_set(phantoms, monkeypatch):
 
     monkeypatch.setattr(outliers, "MAX_XRAYS", 64)
     monkeypatch.setattr(outliers, "MAX_VALIDATION", 8)
-    monkeypatch.setattr(outliers, "BATCH_SIZE", 32)
     monkeypatch.setattr(outliers, "draw_outliers", draw)
     monkeypatch.setattr(outliers, "tqdm", progress)
     fixed = phantoms.copy()
     fixed.setflags(write=False)  # as a memory map of the cache is
     for train in (fixed[:64], fixed[:250]):
         outliers.fit_outlier_detector(train, fixed[250:], CxrImageProcessor(64), seed=0)
-    assert counts == 2 * [64 * outliers.DRAWN_SHARE, 2 * outliers.EPOCHS]
+    shown = 64 * outliers.MOST_SHOWN
+    assert counts == 2 * [shown * outliers.DRAWN_SHARE, shown / outliers.BATCH_SIZE]
 
 
 def test_a_refused_image_gets_no_probability_and_the_rest_do(fitted):

@@ -14,13 +14,14 @@ from modeling.outlier_cxr import OutlierDetector, shrink
 from training.augmentation import augment
 from training.outlier_images import draw_outliers
 
-# The budget: a step costs as much whatever the classifier, so it has to be little beside the
-# cheapest one's training.
-EPOCHS = 3  # over the training images
-MAX_XRAYS = 5_000  # an epoch of a larger set shows so many
-DRAWN_SHARE = 0.5  # of as many outliers: to draw one costs more than to learn from it
+# The budget. Each X-ray is shown so often: of a small set, whose training is short, little, so that
+# the detector costs less than a tenth of the cheapest classifier; more from there to MAX_XRAYS, as
+# much as detects no worse than ten times, for all and as many outliers, did.
+LEAST_SHOWN, MOST_SHOWN = 1.5, 4
+MAX_XRAYS = 5_000  # a larger set costs no more
+DRAWN_SHARE = 1 / 8  # of the X-rays shown: to draw an outlier costs more than to learn from it
 MAX_VALIDATION = 1_000  # images that set the threshold
-BATCH_SIZE = 64  # of X-rays, and as many outliers
+BATCH_SIZE = 32  # of X-rays, and as many outliers
 LEARNING_RATE = 4e-3
 QUANTILE = 0.99  # of the altered validation images passes
 # Far more than a classifier is trained with: an adult, another machine or a bad exposure is still
@@ -47,10 +48,11 @@ def fit_outlier_detector(
     """
     torch.manual_seed(seed)
     count = min(len(train), MAX_XRAYS)
-    outliers = torch.from_numpy(draw_outliers(train, math.ceil(DRAWN_SHARE * count), seed))
+    shown = max(LEAST_SHOWN, MOST_SHOWN * count / MAX_XRAYS) * count
+    steps = math.ceil(shown / BATCH_SIZE)
+    outliers = torch.from_numpy(draw_outliers(train, math.ceil(DRAWN_SHARE * shown), seed))
     detector = OutlierDetector().to(memory_format=torch.channels_last)  # a quarter faster on CPUs
     optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=0.05)
-    steps = EPOCHS * math.ceil(count / BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
     labels = torch.arange(2).repeat_interleave(BATCH_SIZE).float()
     for _ in tqdm(range(steps), desc="outlier detector", unit="step", leave=False):
