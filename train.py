@@ -50,7 +50,7 @@ from training.launch import make_accelerator
 from training.outliers import DETECTORS
 from training.publish import check_hub, push_run
 from training.run_folder import write_run
-from training.sampling import mix_seed
+from training.seeds import mix_seed
 
 logger = logging.getLogger("train")
 

@@ -7,7 +7,8 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import BatchSampler
 
 from training.inference import make_loader
-from training.sampling import WeightedSampler, mix_seed, training_sampler
+from training.sampling import WeightedSampler, training_sampler
+from training.seeds import mix_seed
 
 
 class Rows:

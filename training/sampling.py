@@ -2,16 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch.utils.data import RandomSampler, Sampler
 
 from training.data import PixelDataset
-
-
-def mix_seed(*numbers: int) -> int:
-    """One seed of several numbers >= 0. torch's generator on the CPU reads no more than 32 bits."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+from training.seeds import mix_seed
 
 
 class WeightedSampler(Sampler[int]):

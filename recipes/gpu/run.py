@@ -40,6 +40,7 @@ from training.augmentation import augment
 from training.averaging import weight_average
 from training.distillation import Teachers, student_loss
 from training.half import half_state
+from training.seeds import mix_seed
 
 CLASSES = ["NORMAL", "PNEUMONIA"]
 UNLABELLED = -1
@@ -263,7 +264,7 @@ def train_run(run, pack: Pack, weights: Path, out: Path, state: Path, device, de
     due = {round(steps * (k + 1) / run.evaluations) for k in range(run.evaluations)}
     while progress["step"] < steps:
         # A seed for every step, so that a resumed run draws what an unbroken one draws.
-        torch.manual_seed((run.seed << 32) + progress["step"])
+        torch.manual_seed(mix_seed(run.seed, progress["step"]))
         picks = torch.multinomial(draw_weights, run.batch_size, replacement=True).numpy()
         rows = torch.from_numpy(drawn[picks]).to(device)
         images = augment(pack.images[rows].float() / 255, run)
