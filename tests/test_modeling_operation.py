@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -124,7 +125,15 @@ def test_forward_gives_loss_logits_and_calibrated_probabilities():
         torch.testing.assert_close(given, wanted)
 
 
-def test_a_calibrated_model_trains_in_mixed_precision_through_accelerate():
+@pytest.fixture
+def no_accelerator():
+    """Forget the process's Accelerator before and after: its precision is set once a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_calibrated_model_trains_in_mixed_precision_through_accelerate(no_accelerator):
     model, _ = make(operation=BINARY)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     prepared = accelerator.prepare(model.train())
