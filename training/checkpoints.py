@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ def save_checkpoint(
     its own. `sha256sum -c SHA256SUMS` says whether it is whole.
 
     Args:
+        accelerator: has prepared model and optimizer.
         folder: holds a run's checkpoints; the two newest are kept.
         step: batches so far.
         progress: JSON-ready state of the loop.
@@ -135,6 +137,8 @@ def load_checkpoint(
     """Restores the newest whole checkpoint into what `accelerator` prepared.
 
     Args:
+        accelerator: has prepared model and optimizer.
+        folder: holds a run's checkpoints.
         recipe: what must be the same in the checkpoint's `progress["recipe"]`.
         data: {split: digest}, the same for those splits that the checkpoint's `progress` has, too.
 
@@ -163,7 +167,12 @@ def load_checkpoint(
                 "%s was %s and is now %s: the last digits may be others than in a run that was "
                 "never stopped.", name, version, now,
             )  # fmt: skip
-    accelerator.load_state(str(checkpoint))
+    try:
+        accelerator.load_state(str(checkpoint))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{checkpoint} holds what no training writes ({first_line(error)}); do not trust it."
+        ) from error
     names = [path.stem for path in checkpoint.glob("*.safetensors") if path.stem != "model"]
     tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
     logger.info("Resuming from %s", checkpoint)
