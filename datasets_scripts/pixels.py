@@ -1,6 +1,4 @@
-"""Decode a split once: every image as a row of a memory-mapped array that later epochs and runs
-read again.
-"""
+"""Decode a split once, into a memory-mapped array that later epochs and runs read again."""
 
 import hashlib
 import json
@@ -101,11 +99,14 @@ def original_shapes(dataset: Dataset) -> list[tuple[int, int] | None]:
 
 
 def fingerprint(dataset: Dataset, columns: Sequence[str] = ("image",)) -> str:
-    """A hex digest of the images of a split, in order: their names, original shapes, and embedded
-    bytes, or path, size and times of files: that of modification, which programs may set back, and
-    that of change, which the system alone sets.
+    """A hex digest of the images of a split, in order.
+
+    It covers their names, original shapes, and embedded bytes, or path, size and times of files:
+    that of modification, which programs may set back, and that of change, which the system alone
+    sets.
 
     Args:
+        dataset: the split.
         columns: those of `STORED` that count.
 
     Raises:
@@ -136,9 +137,9 @@ def report_unreadable(total: int, problems: list[str], max_unreadable: float) ->
     message = f"{len(problems)} of {total} images cannot be read ({named})"
     if len(problems) > max_unreadable * total or len(problems) == total:
         raise ValueError(
-            f"{message}: more than the {max_unreadable:.1%} allowed, repair or remove them"
+            f"{message}: more than the {max_unreadable:.1%} allowed; repair or remove them."
         )
-    logger.warning("%s: they are left out", message)
+    logger.warning("%s: they are left out.", message)
 
 
 def read_pixels(
@@ -155,23 +156,35 @@ def read_pixels(
     Of several processes that want the same file one writes it and the others wait.
 
     Args:
+        dataset: a split.
         read: turns a row of `stored_rows` into uint16 (size, size) and what was noticed, sentences;
             it runs in `num_workers` threads, as image decoders release the interpreter lock.
+        size: pixels a side.
         cache_file: its name should carry `fingerprint(dataset)` and the settings of `read`.
         num_workers: None for the processor's cores.
         max_unreadable: images for which `read` raises ValueError or OSError are left out with one
             warning, up to this share.
+        desc: what the progress bar says.
 
     Raises:
         ValueError: more images cannot be read.
         OSError: the cache cannot be written; no file is left behind.
     """
     cache_file = Path(cache_file)
+    decoded = _reopen(cache_file, len(dataset), size)
+    if decoded is not None:
+        return decoded
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_file.with_name(f".{cache_file.name}.lock")):
-            decoded = _reopen(cache_file, len(dataset), size)
+            decoded = _reopen(cache_file, len(dataset), size)  # by whom this process waited for
             if decoded is None:
+                if cache_file.is_file():
+                    logger.warning(
+                        "%s does not belong to these %d images: it is written again.",
+                        cache_file,
+                        len(dataset),
+                    )
                 _write(dataset, read, size, cache_file, num_workers, max_unreadable, desc)
                 decoded = _reopen(cache_file, len(dataset), size)
     except OSError as error:
@@ -203,7 +216,9 @@ def _write(
         except (ValueError, OSError) as error:
             return f"{entry['image_id']}: {error}"
         if pixels.shape != (size, size) or pixels.dtype != np.uint16:
-            raise TypeError(f"read gave {pixels.dtype} {pixels.shape}, not uint16 ({size}, {size})")
+            raise TypeError(
+                f"read gave {pixels.dtype} {pixels.shape}, not uint16 ({size}, {size})."
+            )
         return pixels, warnings
 
     problems, left_out, noticed = [], [], Counter()
@@ -254,27 +269,26 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _reopen(cache_file: Path, count: int, size: int) -> Decoded | None:
-    """What is in a cache; None where there is none, or not one of `count` images of `size` pixels a
-    side.
-    """
-    if not cache_file.is_file():
-        return None
+    """What is in a cache; None where it is not of `count` images of `size` pixels a side."""
     try:
         facts = json.loads(_facts_file(cache_file).read_text())
-    except (FileNotFoundError, ValueError):
-        facts = {"images": None}
-    if facts["images"] == count:
-        kept = np.setdiff1d(np.arange(count), facts["left_out"])
-        if cache_file.stat().st_size == len(kept) * size * size * 2:
-            pixels = np.memmap(cache_file, np.uint16, "r", shape=(len(kept), size, size))
-            return Decoded(pixels, kept, facts["warnings"])
-    logger.warning("%s does not belong to these %d images: it is written again.", cache_file, count)
-    return None
+        length = cache_file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if facts["images"] != count:
+        return None
+    kept = np.setdiff1d(np.arange(count), facts["left_out"])
+    if length != len(kept) * size * size * 2:
+        return None
+    pixels = np.memmap(cache_file, np.uint16, "r", shape=(len(kept), size, size))
+    return Decoded(pixels, kept, facts["warnings"])
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:
-    """function(0), function(1), ... with a bounded number under way, so that waiting results never
-    fill the memory."""
+    """function(0), function(1), ..., computed by the pool.
+
+    A bounded number is under way, so that waiting results never fill the memory.
+    """
     waiting = []
     for row in range(count):
         waiting.append(pool.submit(function, row))
