@@ -191,7 +191,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             )
         checkpoints.mkdir(parents=True, exist_ok=True)
     if args.push_to_hub and accelerator.is_main_process:
-        check_hub(args.hub_model_id, args.hub_private)
+        check_hub(args.hub_model_id, args.hub_private, args.publish_ids)
     if args.report_to != "none":
         accelerator.init_trackers("cxr", {key: str(value) for key, value in vars(args).items()})
     set_seed(args.seed)
@@ -394,7 +394,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
         auroc = format_metric(metrics[last]["auroc"])
         logger.info("%s AUROC %s. Written to %s", last.capitalize(), auroc, output_dir)
         if args.push_to_hub:
-            logger.info("Pushed to %s", push_run(output_dir, args.hub_model_id))
+            logger.info("Pushed to %s", push_run(output_dir, args.hub_model_id, args.publish_ids))
     accelerator.end_training()
 
 

@@ -1,6 +1,10 @@
-"""SHA-256 of images; that of a file is kept on disk and computed again only after it changed."""
+"""Hashes of images and of names.
+
+The SHA-256 of an image file is kept on disk and computed again only after the file changed.
+"""
 
 import hashlib
+import hmac
 import logging
 import os
 import sqlite3
@@ -100,3 +104,8 @@ def _open(name: str) -> sqlite3.Connection:
             "(path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, changed INTEGER, sha256 TEXT)"
         )
     return database
+
+
+def pseudonym(name: str, salt: bytes) -> str:
+    """16 hex digits in place of a name, which cannot be tried out without the salt."""
+    return hmac.new(salt, name.encode(), "sha256").hexdigest()[:16]

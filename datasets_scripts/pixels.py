@@ -133,7 +133,7 @@ def report_unreadable(total: int, problems: list[str], max_unreadable: float) ->
     if not problems:
         return
     more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-    named = "; ".join(problems[:NAMED]) + more
+    named = "; ".join(problem.removesuffix(".") for problem in problems[:NAMED]) + more
     message = f"{len(problems)} of {total} images cannot be read ({named})"
     if len(problems) > max_unreadable * total or len(problems) == total:
         raise ValueError(
