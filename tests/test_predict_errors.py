@@ -89,6 +89,18 @@ def test_whatever_else_goes_wrong_is_exit_code_2_too(run_python, tmp_path, model
     assert "no memory is left" in result.stderr.splitlines()[-1]
 
 
+def test_a_cache_that_cannot_be_written_is_named(hub, run_python, tmp_path, model_folder):
+    hub.add_files("org/tiny", {path.name: path.read_bytes() for path in model_folder.iterdir()})
+    write_xrays(tmp_path / "in", ["a.png"])
+    args = [SCRIPT, tmp_path / "in", "--model", "org/tiny", "--output", tmp_path / "t.csv"]
+    result = run_python(args, env={**hub.env, "HF_HOME": "/proc/none", "HOME": "/proc/none"})
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        "predict.py: error: the Hub's cache /proc/none cannot be written (No such file or "
+        "directory); set HF_HOME to a folder that can."
+    )
+
+
 def test_a_second_run_on_one_table_is_refused_and_the_first_goes_on(tmp_path, model_folder):
     write_xrays(tmp_path / "in", [f"{number}.png" for number in range(6)])
     command = [tmp_path / "in", "--model", model_folder, "--output", tmp_path / "t.csv"]
