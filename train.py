@@ -156,20 +156,16 @@ def balanced_weights(train: Dataset, names: list[str]) -> list[float]:
 # --------------------------------------------------------------------------------------- evaluation
 
 
-def choosing_auroc(predictions: Predictions) -> tuple[float, list[str]]:
-    """AUROC, of more than two classes the mean over those that have one; and the others' names.
+def choosing_auroc(predictions: Predictions) -> dict:
+    """AUROC, of more than two classes the mean over those that have one.
 
     Raises:
         ValueError: no class has one.
     """
-    metrics = compute_metrics(predictions, num_resamples=0)
-    classes = metrics.get("classes", {"": metrics})
-    values = {name: entry["auroc"]["value"] for name, entry in classes.items()}
-    known = [value for value in values.values() if value is not None]
-    if not known:
-        reason = metrics["auroc"]["reason"]
-        raise ValueError(f"the validation split has no AUROC to choose by: it {reason}.")
-    return sum(known) / len(known), [name for name, value in values.items() if value is None]
+    auroc = compute_metrics(predictions, num_resamples=0)["auroc"]
+    if auroc["value"] is None:
+        raise ValueError(f"the validation split has no AUROC to choose by: it {auroc['reason']}.")
+    return auroc
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -219,7 +215,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
         if name == "train":
             continue
         blank = to_predictions(split, torch.zeros(len(split), len(split.class_names)), name)
-        if name == "validation" and (absent := choosing_auroc(blank)[1]):
+        if name == "validation" and (absent := choosing_auroc(blank).get("without")):
             logger.warning(
                 "The validation split lacks images with or without %s: the AUROC that chooses the "
                 "epoch is the mean over the other classes.",
@@ -347,7 +343,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             "validation_loss": classification_loss(logits, labels, raw_model.config).item(),
             "validation_auroc": choosing_auroc(
                 to_predictions(splits["validation"], logits, "validation")
-            )[0],
+            )["value"],
             "learning_rate": scheduler.get_last_lr()[0],
             "seconds": seconds,
             "images_per_second": (bar.total - images_seen) / seconds,
@@ -392,6 +388,8 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             shutil.rmtree(partial)
         last = "validation" if args.skip_test else "test"
         auroc = format_metric(metrics[last]["auroc"])
+        if absent := metrics[last]["auroc"].get("without"):
+            auroc += f", the mean over all classes but {', '.join(absent)}"
         logger.info("%s AUROC %s. Written to %s", last.capitalize(), auroc, output_dir)
         if args.push_to_hub:
             logger.info("Pushed to %s", push_run(output_dir, args.hub_model_id, args.publish_ids))
