@@ -8,7 +8,9 @@ from PIL import Image
 from .arrays_cxr import Array, cast, like, namespace
 from .image_cxr import FULL_SCALE
 
-GEOMETRIES = ("pad", "squash", "crop")
+GEOMETRIES = ("pad", "squash", "crop", "inner_crop")
+# A network of 224 pixels is customarily shown the inside of a frame of 256, whole or in ten crops.
+FRAME = 256 / 224
 
 
 def resize(
@@ -23,7 +25,8 @@ def resize(
         pixels: uint16 (h, w).
         size: height and width of the output.
         geometry: how images of other proportions fill the output: "pad" keeps all of them, centred
-            on black; "squash" stretches them; "crop" keeps their centre alone.
+            on black; "squash" stretches them; "crop" keeps their centre alone; "inner_crop" the
+            inner 224/256 of that, as torchvision's Resize(256) and CenterCrop(224) do.
         shape: height and width of the image before it was stretched to `pixels`, where it was: its
             own proportions are then restored.
 
@@ -98,8 +101,8 @@ def _placement(
     whole, full = (0, 0, height, width), (0, 0, rows, columns)
     if geometry == "squash":
         return whole, full
-    if geometry == "crop":
-        scale = max(rows / height, columns / width)
+    if geometry in ("crop", "inner_crop"):
+        scale = max(rows / height, columns / width) * (FRAME if geometry == "inner_crop" else 1)
         kept_height, kept_width = min(height, rows / scale), min(width, columns / scale)
         top, left = (height - kept_height) / 2, (width - kept_width) / 2
         return (top, left, top + kept_height, left + kept_width), full
