@@ -30,7 +30,7 @@ from evaluation.validation import bare_context, describe_predictions, score_repo
 from training.arguments import check_ranges, option, recipe
 from training.heatmaps import draw_gallery, randomization_rows, saliency_rows
 from training.launch import make_accelerator
-from training.subject import Subject, was_trained_on
+from training.subject import Subject, refuse_trained_on, was_trained_on
 
 logger = logging.getLogger("validate")
 BESIDE = ("context.json", "saliency.csv", "randomization.json", "gallery.json", "gallery")
@@ -96,7 +96,8 @@ def load_split(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
     """The split to validate on, and those of --model that were trained on images of it.
 
     Raises:
-        ValueError: the data have no such split, or cannot be used.
+        ValueError: the data have no such split, or cannot be used, or a converted model was trained
+            on images of it.
         OSError: they cannot be read.
     """
     dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
@@ -106,6 +107,8 @@ def load_split(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
         )
     if args.split != "all":
         dataset = DatasetDict({args.split: dataset[args.split]})
+    for model in args.model:
+        refuse_trained_on(model, dataset)
     told = recipe(args)
     name = told["dataset_path"] or told["dataset"]
     seen = [model for model in args.model if was_trained_on(model, dataset, name)]

@@ -46,6 +46,12 @@ class Classifier:
     def __init__(self, model_id: str, name: str) -> None:
         self.model_id, self.name = model_id, name
         self.is_folder = Path(model_id).is_dir()
+        if Path(model_id).is_file():
+            raise ValueError(
+                f"MODEL_ID {model_id!r} is a file, not the folder of a model; convert a CheXNet "
+                f"checkpoint first: python -m modeling.convert chexnet {model_id} OUT, and give "
+                "OUT."
+            )
         try:
             self.model = AutoModelForImageClassification.from_pretrained(
                 model_id, trust_remote_code=True
