@@ -71,6 +71,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--max_unreadable", type=float, default=0.01, help="share of damaged images to put up with")
     add("--cache_dir", default="~/.cache/cxr-classification", help="where decoded pixels are kept")
     add("--per_device_eval_batch_size", type=int, default=64, help="images")
+    add(
+        "--ten_crop",
+        action="store_true",
+        help="mean probability over ten crops; needs --skip_heatmaps",
+    )
     add("--prevalence", type=float, help="also correct the probabilities to this share of class 1")
     add("--gallery", type=int, default=12, help="mistakes and uncertain cases to show")
     add(
@@ -84,6 +89,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the bootstrap and the variant")
     args = parser.parse_args(argv)
     check_ranges(parser, args, RANGES)
+    if args.ten_crop and not args.skip_heatmaps:
+        parser.error("--ten_crop has no heatmaps; add --skip_heatmaps.")
     args.dataset_options = dict(args.dataset_options)
     args.report_to = "none"
     return args
@@ -226,6 +233,7 @@ def main(argv: list[str]) -> None:
             "--split test, or another set.", learned,
         )  # fmt: skip
         title += f", with training images of {learned}"
+    title += ", ten crops" if args.ten_crop else ""
     digest = hashlib.sha256("".join(content_hashes(split)).encode()).hexdigest()
     context = {
         "title": title + (f" ({args.variant})" if args.variant else ""),

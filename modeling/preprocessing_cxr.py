@@ -89,6 +89,28 @@ def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Arr
     return (pixels[:, None] - mean) / std
 
 
+def ten_crops(frames: Array, side: int) -> Array:
+    """The corners and the centre of frames, and their mirror images (Krizhevsky et al. 2012).
+
+    Args:
+        frames: array or tensor (B, C, h, w), no smaller than the crops.
+        side: of a crop, pixels.
+
+    Returns:
+        (10, B, C, side, side), in the order of torchvision's TenCrop.
+    """
+    bottom, right = frames.shape[2] - side, frames.shape[3] - side
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    corners.append((round(bottom / 2), round(right / 2)))
+    xp = namespace(frames)
+    crops = [
+        image[:, :, top : top + side, left : left + side]
+        for image in (frames, xp.flip(frames, (3,)))
+        for top, left in corners
+    ]
+    return xp.stack(crops)
+
+
 def _placement(
     shape: tuple[float, float], size: tuple[int, int], geometry: str
 ) -> tuple[tuple[float, float, float, float], tuple[int, int, int, int]]:

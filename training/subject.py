@@ -52,9 +52,8 @@ class Subject:
         self.class_names = [config.id2label[k] for k in range(config.num_labels)]
         splits = DatasetDict({args.split: split})
         self.altered = (args.variant, args.seed)
-        decoded = decode_splits(
-            splits, self.processor, args.cache_dir, args.max_unreadable, *self.altered
-        )
+        reader = self.processor.frame() if args.ten_crop else self.processor
+        decoded = decode_splits(splits, reader, args.cache_dir, args.max_unreadable, *self.altered)
         self.pixels, self.split = decoded[args.split], splits[args.split]
         self.stored = stored_rows(self.split)
         if args.variant:
@@ -83,7 +82,8 @@ class Subject:
         """Raw logits of every image, with the columns that errors are broken down by."""
         loader = make_loader(self.pixels, args.per_device_eval_batch_size)
         model = self.model.to(accelerator.device, memory_format=torch.channels_last)
-        logits = predict(model, accelerator.prepare(loader), self.processor, accelerator)
+        loader = accelerator.prepare(loader)
+        logits = predict(model, loader, self.processor, accelerator, args.ten_crop)
         return self.to_predictions(logits, args.split)
 
     def to_predictions(self, logits: torch.Tensor, name: str) -> Predictions:
