@@ -10,11 +10,11 @@ from sklearn.metrics import roc_auc_score
 import validate
 from training.rescoring import join_scores
 
-TABLE = """Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position
-00000001_000.png,Cardiomegaly|Emphysema,0,1,57,M,PA
-00000001_001.png,No Finding,1,1,58,M,AP
-00000002_000.png,Pleural_Thickening,0,2,80,F,PA
-00000003_000.png,No Finding,0,3,21,F,PA
+TABLE = """Image Index,Finding Labels,Patient ID,Patient Age,Patient Gender,View Position
+00000001_000.png,Cardiomegaly|Emphysema,1,57,M,PA
+00000001_001.png,No Finding,1,58,M,AP
+00000002_000.png,Pleural_Thickening,2,80,F,PA
+00000003_000.png,No Finding,3,21,F,PA
 """
 SCORES = """Image,prob_Cardiomegaly,prob_Pleural Thickening
 images/00000003_000.jpg,0.1,0
