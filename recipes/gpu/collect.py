@@ -24,9 +24,9 @@ from evaluation.metrics import compute_metrics, format_metric
 from evaluation.predictions import Predictions, write_text
 from evaluation.table import markdown_table
 from modeling import CxrImageProcessor
-from recipes.grey import grey_statistics
 from recipes.gpu.manifest import HOSPITALS
 from recipes.gpu.run import CLASSES, Pack, load_run
+from recipes.grey import grey_statistics
 from training.half import save_half
 
 REPO = Path(__file__).parents[2]
