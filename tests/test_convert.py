@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 
 from modeling import create_model, load_model
-from modeling.convert import CHEXNET_FINDINGS, convert_chexnet, main
+from modeling.convert import CHEXNET_FINDINGS, convert_chexnet, main, read_image_list
 from space.models import Classifier
 from training.subject import refuse_trained_on
 
@@ -168,3 +168,10 @@ def test_a_list_of_no_images_is_refused(original, tmp_path, content, sentence):
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(ValueError, match=sentence):
         convert_chexnet(tmp_path / "weights.pth", tmp_path / "out", [tmp_path / "list.txt"])
+
+
+def test_most_official_test_images_are_in_the_train_list_of_arnoweng(cxr_data):
+    trained = set(read_image_list(cxr_data / "chestxray14" / "arnoweng_train_list.txt.gz"))
+    official = read_image_list(cxr_data / "chestxray14" / "test_list.txt")
+    assert len(official) == 25_596
+    assert sum(name in trained for name in official) == 17_920

@@ -69,10 +69,15 @@ def learn(
         table: `labels` and `patient` of N images by name.
         train: bool (N,).
         test: bool (N,).
+
+    Raises:
+        ValueError: all or none of the images to learn from have a finding.
     """
     truth = np.array([[name in row for name in FINDINGS] for row in table["labels"]])
     margins = []
-    for present in truth.T:
+    for name, present in zip(FINDINGS, truth.T):
+        if len(np.unique(present[train])) < 2:
+            raise ValueError(f"{train.sum()} images are too few to learn {name} from.")
         model = make_pipeline(StandardScaler(), LogisticRegression())
         margins.append(model.fit(features[train], present[train]).decision_function(features[test]))
     return Predictions(
