@@ -11,6 +11,7 @@ import argparse
 import gzip
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -118,7 +119,7 @@ def read_image_list(file: Path) -> list[str]:
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
             names = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is no text; give a list of image names, a line each.") from error
     if not names:
         raise ValueError(f"{file} is empty; give a list of image names, a line each.")

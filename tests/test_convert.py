@@ -161,13 +161,20 @@ def test_images_that_a_converted_model_was_trained_on_are_refused(original, tmp_
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"), [(b"", "is empty; give"), (b"\xff\xfe\x00", "is no text; give")]
+    ("name", "content", "sentence"),
+    [
+        ("list.txt", b"", "is empty; give"),
+        ("list.txt", b"\xff\xfe\x00", "is no text; give"),
+        ("list.txt.gz", b"a.png\n", "is no text; give"),
+        ("list.txt.gz", gzip.compress(b"a.png\n" * 999)[:-12], "is no text; give"),
+    ],
+    ids=["empty", "binary", "not compressed", "cut off"],
 )
-def test_a_list_of_no_images_is_refused(original, tmp_path, content, sentence):
+def test_a_list_of_no_images_is_refused(original, tmp_path, name, content, sentence):
     torch.save(original.state_dict(), tmp_path / "weights.pth")
-    (tmp_path / "list.txt").write_bytes(content)
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=sentence):
-        convert_chexnet(tmp_path / "weights.pth", tmp_path / "out", [tmp_path / "list.txt"])
+        convert_chexnet(tmp_path / "weights.pth", tmp_path / "out", [tmp_path / name])
 
 
 def test_most_official_test_images_are_in_the_train_list_of_arnoweng(cxr_data):

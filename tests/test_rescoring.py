@@ -119,6 +119,14 @@ def test_what_cannot_be_joined_is_refused(join, scores, table, sentence):
     assert str(caught.value).endswith(".")
 
 
+@pytest.mark.parametrize("content", [b"id,prediction\na,1\n", gzip.compress(b"id,a\n" * 99)[:-9]])
+def test_a_file_that_is_not_whole_is_refused(tmp_path, content):
+    (tmp_path / "table.csv").write_text(CLASSES)
+    (tmp_path / "scores.csv.gz").write_bytes(content)
+    with pytest.raises(ValueError, match="scores.csv.gz is no CSV file in UTF-8"):
+        join_scores(tmp_path / "scores.csv.gz", str(tmp_path / "table.csv"), "all")
+
+
 def test_names_of_kermanys_images_say_their_labels(tmp_path):
     file = tmp_path / "scores.csv"
     file.write_text(

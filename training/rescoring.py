@@ -1,7 +1,9 @@
 """Scores that others published, joined with the labels of a source: predictions to report on."""
 
+import gzip
 import logging
 import re
+import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -90,7 +92,7 @@ def join_scores(scores: str | Path, labels: str, split: str) -> Predictions:
 def _read(file: str | Path) -> pd.DataFrame:
     try:
         return pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:
+    except (ValueError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{file} is no CSV file in UTF-8 ({reason}).") from error
 
