@@ -16,11 +16,15 @@ from pathlib import Path
 
 import cleanup  # before Gradio, which takes its folder when it is imported
 import gradio as gr
+import tools  # noqa: F401  (puts its MCP server in the place of Gradio's)
 import widgets
 from api import PREDICTED, endpoints, sentence
 from batch import LIMITS, assess_entries, read_uploads
+from doors import App
 from files import Page, names_and_paths, read_upload, save_csv, save_grey
 from gradio.data_classes import FileData
+from gradio.routes import ORJSONResponse
+from lanes import HEAT, MANY, ONE, SLOWLY
 from models import SLOW, Classifier, default_model_ids, load_classifiers
 
 TITLE = "Chest X-ray classifier"
@@ -34,11 +38,6 @@ METHODS = {
     "layer_cam": "Layer-CAM",
     SLOW: "Score-CAM (slow: up to a minute)",
 }
-# Each visitor's requests are answered in their order; Score-CAM, batches and the heatmaps that
-# programs ask for keep nobody else waiting.
-ONE, HEAT, SLOWLY, MANY = (
-    {"concurrency_id": name, "concurrency_limit": 1} for name in ("one", "heat", "slowly", "many")
-)
 PUBLIC = {"preprocess": False, "api_visibility": "public"}
 PRIVATE = {"preprocess": False, "api_visibility": "private"}
 # At once, in the browser: what is said of one image never stays beside another's name. A new image
@@ -89,7 +88,7 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
         gr.on([], predict_batch, [files, model], [answers, csv_file], api_name="predict_batch",
               **PUBLIC, **MANY)  # fmt: skip
     # Without `api_open=False`, requests to /run would pass by the queue and its limits.
-    return page.queue(max_size=32, api_open=False)
+    return page.queue(api_open=False)
 
 
 def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdown]:
@@ -127,7 +126,7 @@ def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdo
         html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
         return widgets.results(answers, image), {"grey": grey, "html": html}
 
-    def show(upload: dict | None, target: str, method: str) -> tuple:
+    def draw(upload: dict | None, target: str, method: str) -> tuple:
         """Fills the page for an image."""
         if upload is None:
             return None, None
@@ -138,9 +137,13 @@ def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdo
             return path | {"html": widgets.problem(sentence(error))}, None
         return path | {"html": said}, path | picture
 
+    def show(upload: dict | None, target: str, method: str) -> tuple:
+        """The same, by no slow method: of a new image the page asks for none, others may."""
+        return draw(upload, target, "grad_cam" if method == SLOW else method)
+
     def redraw(upload: dict | None, target: str, method: str) -> tuple:
         """Draws the heat anew; what the models say stays, unless the image is gone."""
-        said, picture = show(upload, target, method)
+        said, picture = draw(upload, target, method)
         return gr.skip() if picture else said, picture
 
     def redraw_or_wait(upload: dict | None, target: str, method: str) -> tuple:
@@ -244,6 +247,7 @@ def main() -> None:
                 css_paths=Path(__file__).with_name("style.css"),
                 max_file_size=MAX_UPLOAD,
                 mcp_server=True,
+                _app=App(default_response_class=ORJSONResponse),
                 state_session_capacity=SESSIONS,
                 run_history=False,  # it would keep X-rays in the browser's storage
                 footer_links=["api"],
