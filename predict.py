@@ -25,7 +25,7 @@ from tqdm import tqdm
 from modeling import CxrImageProcessor, load_model
 from modeling.heatmap_cxr import CAM_METHODS
 from modeling.image_cxr import CxrImage
-from modeling.modeling_cxr import CxrPreTrainedModel
+from modeling.modeling_cxr import CxrClassifier
 from prediction.files import check_paths, find_files
 from prediction.table import STATUSES, Prediction, reopen, to_row, to_text
 from prediction.version import model_version
@@ -46,7 +46,7 @@ could not do its work; 130 if it was interrupted.
 
 def predict(
     paths: str | os.PathLike | Iterable[str | os.PathLike],
-    model: CxrPreTrainedModel,
+    model: CxrClassifier,
     processor: CxrImageProcessor,
     *,
     method: str | None = None,
@@ -64,7 +64,10 @@ def predict(
 
     Args:
         paths: a file or folder, or several, none inside another.
-        method, target: of the heatmaps, see `CxrPreTrainedModel.assess`.
+        model: as `load_model` gives it.
+        processor: the model's.
+        method: of the heatmaps, see `CxrClassifier.explain`; None makes none.
+        target: the class that they explain; None for the most probable one.
         heatmaps: folder to draw them in, one PNG a file, over the X-ray at its own size; colour is
             the heatmap times the probability of the class it explains. Needs `method`.
         batch_size: files a forward pass.
@@ -116,7 +119,7 @@ def predict(
         pool.shutdown(cancel_futures=True)
 
 
-def _read(file, processor):
+def _read(file: str, processor: CxrImageProcessor) -> CxrImage | Prediction:
     """The image at the network's size; a Prediction with the error where there is none."""
     try:
         if os.path.isdir(file):
@@ -128,7 +131,9 @@ def _read(file, processor):
         return Prediction(file, error=_reason(error, file))
 
 
-def _draw(prediction, processor, folder):
+def _draw(
+    prediction: Prediction, processor: CxrImageProcessor, folder: str | os.PathLike
+) -> Prediction:
     """The prediction with its heatmap drawn."""
     file, answer = prediction.file, prediction.answer
     if answer is None or answer.heatmap is None:
@@ -159,7 +164,7 @@ def heatmap_name(file: str) -> str:
     return os.path.join(*parts) + ".png"
 
 
-def _reason(error, file):
+def _reason(error: Exception, file: str) -> str:
     """What an exception says, without the path, which has a column of its own."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}."
@@ -172,6 +177,7 @@ def _reason(error, file):
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
+    """The flags of predict.py; ends the program where one is wrong."""
     parser = argparse.ArgumentParser(
         description="Predict with a chest X-ray classifier. Research only, not a medical device.",
         epilog=EPILOG,
@@ -190,17 +196,23 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args.output = Path(args.output)
     args.format = args.format or args.output.suffix[1:]
     if args.format not in ("csv", "jsonl"):
-        parser.error(f"--output {args.output} ends in neither .csv nor .jsonl; give --format")
+        parser.error(f"--output {args.output} ends in neither .csv nor .jsonl; give --format.")
     if args.heatmaps is None and (args.method or args.target):
-        parser.error("--method and --target are for --heatmaps DIR")
+        parser.error("--method and --target are for --heatmaps DIR.")
     if args.heatmaps is not None:
         args.method = args.method or "grad_cam"
     if args.batch_size < 1:
-        parser.error(f"--batch_size is {args.batch_size}; it is 1 or more")
+        parser.error(f"--batch_size is {args.batch_size}; it is 1 or more.")
     return args
 
 
 def main(argv: list[str]) -> int:
+    """Answers for the files as the flags say, into the table; the exit code is 0 or 1.
+
+    Raises:
+        ValueError: no files, no such class, or a table of another model.
+        OSError: a path or the model cannot be found, or the table cannot be written.
+    """
     args = parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)  # of no other: the Hub's client has a line for every request

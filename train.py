@@ -36,7 +36,7 @@ from evaluation.metrics import compute_metrics, format_metric
 from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor, create_model, load_model
 from modeling.loss_cxr import classification_loss
-from modeling.modeling_cxr import CxrPreTrainedModel
+from modeling.modeling_cxr import CxrClassifier
 from modeling.pretrained import first_line
 from training.arguments import FINAL, parse_args, recipe
 from training.augmentation import augment
@@ -59,7 +59,12 @@ logger = logging.getLogger("train")
 
 
 def load_data(args: argparse.Namespace) -> DatasetDict:
-    """The splits, grouped by patient, checked for leaks, cut to the sample limits."""
+    """The splits, grouped by patient, checked for leaks, cut to the sample limits.
+
+    Raises:
+        ValueError: a split is missing or of one image, or splits share a patient or an image.
+        OSError: the data cannot be read.
+    """
     dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
     unlabelled = dataset.pop("unlabelled", None)
     if args.regroup:
@@ -93,8 +98,14 @@ def load_data(args: argparse.Namespace) -> DatasetDict:
 
 def build_model(
     train: Dataset, args: argparse.Namespace
-) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
-    """The model and its image processor, with a head and a loss for the training split."""
+) -> tuple[CxrClassifier, CxrImageProcessor]:
+    """The model and its image processor, with a head and a loss for the training split.
+
+    Raises:
+        ValueError: no such model, options that do not fit it, or a network that fails on a blank
+            image of its size.
+        OSError: its weights cannot be loaded.
+    """
     multi_label, names = "labels" in train.features, class_names(train)
     options = {
         "problem_type": f"{'multi' if multi_label else 'single'}_label_classification",
@@ -126,7 +137,11 @@ def build_model(
 
 
 def balanced_weights(train: Dataset, names: list[str]) -> list[float]:
-    """n / (classes * n_class) of labelled images; multi-label: absent over present, a class."""
+    """A weight a class: n / (classes * n_class) of labelled images; multi-label: absent / present.
+
+    Raises:
+        ValueError: a class without a training image.
+    """
     rows = label_sets(train)
     counts = [sum(k in row for row in rows) for k in range(len(names))]
     if 0 in counts:
@@ -159,7 +174,8 @@ def choosing_auroc(predictions: Predictions) -> tuple[float, list[str]]:
 # --------------------------------------------------------------------------------------------- main
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from top to bottom
+    """Trains a model as the flags say, and leaves its folder."""
     # Set-up
     args = parse_args(argv)
     output_dir = Path(args.output_dir)

@@ -47,6 +47,7 @@ RANGES = {
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
+    """The flags of validate.py; ends the program where one is wrong."""
     parser = argparse.ArgumentParser(
         description="Validate chest X-ray classifiers.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -92,7 +93,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def load_split(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
-    """The split to validate on, and those of --model that were trained on images of it."""
+    """The split to validate on, and those of --model that were trained on images of it.
+
+    Raises:
+        ValueError: the data have no such split, or cannot be used.
+        OSError: they cannot be read.
+    """
     dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
     if args.split != "all" and args.split not in dataset:
         raise ValueError(
@@ -110,7 +116,11 @@ def load_split(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
 
 
 def short_names(ids: list[str]) -> list[str]:
-    """What the report calls each model: the last part of its folder or id."""
+    """What the report calls each model: the last part of its folder or id.
+
+    Raises:
+        ValueError: two models would have one name.
+    """
     names = [
         Path(model_id).resolve().name if Path(model_id).is_dir() else model_id.split("/")[-1]
         for model_id in ids
@@ -147,7 +157,12 @@ def rescore(args: argparse.Namespace, command: str) -> None:
 
 
 def open_report(folder: Path) -> None:
-    """An empty folder to write to: nothing of an earlier report may slip into this one."""
+    """An empty folder to write to: nothing of an earlier report may slip into this one.
+
+    Raises:
+        ValueError: the folder has content.
+        OSError: it cannot be made.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name another --output_dir, or remove it.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +188,7 @@ def look(folder: Path, pairs: list[tuple[Subject, Predictions]], args: argparse.
 
 
 def main(argv: list[str]) -> None:
+    """Validates models, or scores a predictions file again, as the flags say."""
     args = parse_args(argv)
     accelerator = make_accelerator(args)
     command = shlex.join(["python", "validate.py", *map(shorten, argv)])

@@ -30,10 +30,10 @@ def simulated_truth(separation: float, scale: float) -> dict[str, float]:
     right = norm.cdf(half)
     precision = norm.sf(grid - separation) / (norm.sf(grid - separation) + norm.sf(grid))
 
-    def mean(values, weights):
+    def mean(values: np.ndarray, weights: np.ndarray) -> float:
         return (values * weights).sum() / weights.sum()
 
-    def binned(bins):
+    def binned(bins: np.ndarray) -> float:
         gaps = (p - rate) * density / density.sum()
         return sum(abs(gaps[bins == one].sum()) for one in range(15))
 

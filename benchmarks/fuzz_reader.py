@@ -67,7 +67,7 @@ def make_file(seeds: dict[str, bytes], seed: int, number: int) -> tuple[str, byt
     return kind, content
 
 
-def _alter_bytes(content, rng, seeds):
+def _alter_bytes(content: bytes, rng: random.Random, seeds: dict[str, bytes]) -> bytes:
     """Bytes flipped, overwritten, cut, doubled, inserted, or taken from another file."""
     data = bytearray(content or b"\0")
     where = rng.randrange(len(data))
@@ -96,12 +96,12 @@ def _alter_bytes(content, rng, seeds):
     return bytes(data)
 
 
-def _times(size, rng):
+def _times(size: int, rng: random.Random) -> int:
     """How often a part of so many bytes is repeated."""
     return min(rng.choice((1, 2, 50, REPEATED)), REPEATED // size)
 
 
-def _png_lie(content, rng):
+def _png_lie(content: bytes, rng: random.Random) -> bytes:
     """A chunk that lies, is missing, comes twice or blows up, under a right checksum."""
     chunks, at = [], 8
     while at + 8 <= len(content):
@@ -135,7 +135,7 @@ def _png_lie(content, rng):
     return b"".join(parts)
 
 
-def _jpeg_lie(content, rng):
+def _jpeg_lie(content: bytes, rng: random.Random) -> bytes:
     """A segment of the header, or a scan, that lies, is missing or comes many times."""
     starts, at = [], 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xD9:
@@ -158,7 +158,7 @@ def _jpeg_lie(content, rng):
     return content[:start] + segment + content[end:]
 
 
-def _tiff_lie(content, rng):
+def _tiff_lie(content: bytes, rng: random.Random) -> bytes:
     """An entry of the first directory with another tag, type, count or value."""
     if len(content) < 8:
         return content
@@ -178,7 +178,7 @@ def _tiff_lie(content, rng):
     return bytes(data)
 
 
-def _dicom_lie(content, rng):
+def _dicom_lie(content: bytes, rng: random.Random) -> bytes:
     """An element that lies, in a deflated data set too, or a JPEG frame that does."""
     if len(content) < 144:
         return content
@@ -199,7 +199,7 @@ def _dicom_lie(content, rng):
     return content[: at - 4] + struct.pack("<I", len(frame)) + frame + content[end:]
 
 
-def _element_lie(content, rng, at):
+def _element_lie(content: bytes, rng: random.Random, at: int) -> bytes:
     """An element, of those from `at` on, with another tag, VR, length or value, or many times."""
     elements = []
     while at + 12 <= len(content):
@@ -231,7 +231,7 @@ def _element_lie(content, rng, at):
     return bytes(data)
 
 
-def _overwrite(body, rng, order="<"):
+def _overwrite(body: bytes, rng: random.Random, order: str = "<") -> bytes:
     """The same length, one number or some text in it changed."""
     if not body:
         return body
@@ -283,13 +283,14 @@ def fuzz(count: int, seed: int, first: int = 0, terminal: TextIO | None = None) 
     return result
 
 
-def _memory(what="VmRSS"):
+def _memory(what: str = "VmRSS") -> float:
     """What this process holds, or held at most (VmHWM), MB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{what}:")[1].split()[0]) / 1024
 
 
-def main():
+def main() -> None:
+    """Reads the files, prints what became of them, and exits with 1 after any failure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100_000, help="files")
     parser.add_argument("--seed", type=int, default=0)

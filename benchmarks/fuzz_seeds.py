@@ -10,6 +10,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
@@ -68,13 +69,13 @@ def make_seeds() -> dict[str, bytes]:
     return {kind: _encode(*file) for kind, file in files.items()} | _dicom_seeds(grey)
 
 
-def _encode(image, form, options):
+def _encode(image: Image.Image, form: str, options: dict[str, object]) -> bytes:
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
 
 
-def _dicom_seeds(grey):
+def _dicom_seeds(grey: np.ndarray) -> dict[str, bytes]:
     image = Image.fromarray(grey)
     deep = (grey.astype("<u2") * 16).tobytes()
     planes = np.stack([grey] * 3).tobytes()
@@ -101,7 +102,7 @@ def _dicom_seeds(grey):
     return made | {kind: _as_chest(name) for kind, name in PYDICOM_FILES.items()}
 
 
-def _as_chest(name):
+def _as_chest(name: str) -> bytes:
     """A file of pydicom's own tests, compressed as nothing here can, under a header of a chest."""
     data = dcmread(get_testdata_file(name, download=False))
     data.Modality, data.BodyPartExamined = "DX", "CHEST"
@@ -110,7 +111,9 @@ def _as_chest(name):
     return file.getvalue()
 
 
-def _dicom(shape, syntax, pixels, bits, more):
+def _dicom(
+    shape: tuple[int, int], syntax: UID, pixels: bytes, bits: int, more: dict[str, object]
+) -> bytes:
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = syntax

@@ -42,6 +42,7 @@ def read_others(folder: Path) -> Iterator[tuple[dict, Path]]:
 
 
 def main(data: str, others: str, output: str, *model_ids: str) -> None:
+    """Writes scores.csv and thresholds.json into the folder `output`."""
     models = {Path(model_id).name: load_model(model_id) for model_id in model_ids}
     rows = []
     everything = [*read_xrays(Path(data)), *read_others(Path(others))]

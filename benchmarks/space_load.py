@@ -109,7 +109,7 @@ def measure(url: str, questions: list[list[Question]], seconds: float) -> dict:
     server, times, outcomes = find_server(url), [], Counter()
     lock, start = threading.Lock(), threading.Barrier(len(questions) + 1)
 
-    def visit(mine):
+    def visit(mine: list[Question]) -> None:
         with httpx.Client(base_url=f"{url.rstrip('/')}/gradio_api/", timeout=300) as http:
             start.wait()
             asked, end = 0, time.monotonic() + seconds

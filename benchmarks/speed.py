@@ -19,7 +19,7 @@ from modeling.image_cxr import CxrImage
 from modeling.screening_cxr import screen
 
 
-def best(work: Callable, repeats: int) -> float:
+def best(work: Callable[[], object], repeats: int) -> float:
     """CPU seconds of the fastest run."""
     seconds = []
     for _ in range(repeats):

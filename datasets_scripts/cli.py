@@ -1,5 +1,6 @@
-"""`python -m datasets_scripts.SOURCE`: convert a set, print what it holds, write it as Parquet or
-push it.
+"""The command line of a source, `python -m datasets_scripts.SOURCE`.
+
+It converts a set, prints what it holds, and writes it as Parquet or pushes it.
 """
 
 import argparse
@@ -14,9 +15,7 @@ from datasets_scripts.registry import load_cxr_dataset, source_options, sources
 
 
 def make_parser(source: str) -> argparse.ArgumentParser:
-    """The command line of a source: its path, what to do with the set, and the options of its
-    `load`.
-    """
+    """The arguments of a source: its path, what to do with the set, the options of its `load`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m datasets_scripts.{source}",
         description="Convert a chest X-ray set to one schema and print what it holds.",

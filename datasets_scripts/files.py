@@ -16,8 +16,10 @@ IMAGES = re.compile(r"images?|imgs?", re.IGNORECASE)
 
 
 def is_visible(path: PurePath) -> bool:
-    """Whether a file or folder is the user's own: not hidden, not what a system or program keeps
-    beside, as __MACOSX, @eaDir, $RECYCLE.BIN or ~$x.
+    """Whether a file or folder is the user's own.
+
+    Hidden ones are not, nor what a system or program keeps beside, as __MACOSX, @eaDir,
+    $RECYCLE.BIN or ~$x.
     """
     return not path.name.startswith((".", "__", "@", "$", "~")) and (
         path.name.casefold() not in SIDE_FOLDERS
@@ -25,8 +27,9 @@ def is_visible(path: PurePath) -> bool:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image by its suffix, or DICOM by its magic where a suffix says nothing,
-    as in IM0001 or 1.2.840.113619.
+    """Whether a file is an image by its suffix, or DICOM by its magic.
+
+    The magic counts where a suffix says nothing, as in IM0001 or 1.2.840.113619.
     """
     suffix = path.suffix.casefold()
     if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES:
@@ -60,8 +63,9 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The visible folders in a folder that may hold images: those of masks are left out, and of one
-    called images its own are given.
+    """The visible folders in a folder that may hold images.
+
+    Those of masks are left out, and of one called images its own are given.
     """
     found = []
     for child in _children(folder):
@@ -71,8 +75,11 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def find_images(root: Path) -> tuple[list[Path], dict[Path, Path], list[Path]]:
-    """The images below a folder; the lung mask of those that have one, by place and name, as in
-    images/x.png and masks/x.png or x.png and x_mask.png; and masks of no lungs or of no image.
+    """The images below a folder, sorted, and the masks beside them.
+
+    Returns:
+        The images; {image: lung mask} of those that have one, by place and name, as in images/x.png
+        and masks/x.png or x.png and x_mask.png; masks of no lungs or of no image.
 
     Raises:
         FileNotFoundError: an image is a link that leads nowhere.

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from datasets import DatasetDict
 
@@ -21,10 +22,11 @@ SOURCE = Source(
 )
 
 
-def load(path: str | Path, **options) -> DatasetDict:
-    """A tree of images in the one schema. Splits given as folders stay; train then gives a part
-    where there is no validation folder; `class/file` is split by both shares. Always by patient and
-    content.
+def load(path: str | Path, **options: Any) -> DatasetDict:
+    """A tree of images in the one schema.
+
+    Splits given as folders stay; train then gives a part where there is no validation folder;
+    `class/file` is split by both shares. Always by patient and content.
 
     Metadata files (see `tables.read_metadata`) may give patients, columns of the schema, and
     labels: then folders mean no class. A column `labels`, or lists in any, makes the set
@@ -105,9 +107,7 @@ def _listed(root: Path, images: list[Path], metadata: dict[Path, dict]) -> list[
 
 
 def _tree(root: Path, images: list[Path], options: dict) -> list[dict]:
-    """The images of a class tree, where folders are named like splits of split/class/file or
-    class/split/file.
-    """
+    """The images of a class tree: class/file, or split/class/file or class/split/file by names."""
     top = root
     while len(folders := subfolders(top)) == 1 and _holds_set(folders[0]):
         top = folders[0]
@@ -164,8 +164,10 @@ def _tree(root: Path, images: list[Path], options: dict) -> list[dict]:
 
 
 def _holds_set(folder: Path) -> bool:
-    """Whether a folder wraps a set: the folders in it are named like splits, or one like the
-    negative class and the folder is no split itself.
+    """Whether a folder wraps a set.
+
+    The folders in it are named like splits, or one like the negative class and the folder is no
+    split itself.
     """
     names = [child.name for child in subfolders(folder)]
     split = read_splits([folder.name])[folder.name]

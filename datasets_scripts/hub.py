@@ -3,6 +3,7 @@
 import logging
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from datasets import (
     ClassLabel,
@@ -43,8 +44,12 @@ KAGGLE_VALIDATION = 16  # images of the Kaggle folder's `val`, which are trainin
 
 
 def _download(repo_id: str, config_name: str | None, revision: str | None) -> DatasetDict:
-    """The set as the Hub has it; one sentence for an id that is not there and for a Hub that cannot
-    be reached.
+    """The set as the Hub has it.
+
+    Raises:
+        FileNotFoundError: there is no such set, or it has a loading script and no Parquet copy.
+        OSError: the Hub refuses the set, or cannot be reached.
+        ValueError: the set cannot be read.
     """
     try:
         try:
@@ -80,9 +85,7 @@ def _download(repo_id: str, config_name: str | None, revision: str | None) -> Da
 
 
 def _parquet_copy(repo_id: str, config_name: str | None) -> DatasetDict:
-    """A set whose repository has a loading script, from the Hub's Parquet copy:
-    CONFIG/SPLIT/0000.parquet.
-    """
+    """The Hub's Parquet copy, CONFIG/SPLIT/0000.parquet, of a set that has a loading script."""
     files = HfApi().list_repo_files(repo_id, repo_type="dataset", revision=PARQUET_COPY)
     configs = sorted({file.split("/")[0] for file in files if file.endswith(".parquet")})
     if config_name is None and len(configs) == 1:
@@ -137,8 +140,10 @@ def _find_columns(
 def _labels(
     parts: dict[str, Dataset], column: str, repo_id: str
 ) -> tuple[dict[str, list], list[str], bool]:
-    """What each image's label is called, for each split; the classes in their order, where the
-    column has one; and whether the set is multi-label.
+    """The labels of each split, the classes, and whether the set is multi-label.
+
+    Class indices become names, other labels stay as they are. The classes are in the column's
+    order, none where it has no order.
     """
     feature = next(iter(parts.values())).features[column]
     inner = feature.feature if isinstance(feature, List) else feature
@@ -185,11 +190,13 @@ def load(
     revision: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-    **options,
+    **options: Any,
 ) -> DatasetDict:
-    """The set with the id `path` in the one schema. Splits stay as they are; train gives a part by
-    patient where validation is missing; a set with train alone is split by both shares. The 16
-    images that the Kaggle folder calls `val` are training data here too.
+    """The set with the id `path` in the one schema.
+
+    Splits stay as they are; train gives a part by patient where validation is missing; a set with
+    train alone is split by both shares. The 16 images that the Kaggle folder calls `val` are
+    training data here too.
 
     Args:
         path: the id.

@@ -1,8 +1,8 @@
-"""The paediatric chest X-rays of Kermany et al. 2018 (Mendeley Data 10.17632/rscbjbr9sj, CC BY
-4.0): 5,856 files in the folder layout of the Kaggle or Mendeley download, or its zip.
+"""The paediatric chest X-rays of Kermany et al. 2018.
 
-The official test split is kept whole. The 16 images of `val` are training data; validation is a
-patient-grouped part of train.
+5,856 files (Mendeley Data 10.17632/rscbjbr9sj, CC BY 4.0) in the folder layout of the Kaggle or
+Mendeley download, or its zip. The official test split is kept whole. The 16 images of `val` are
+training data; validation is a patient-grouped part of train.
 """
 
 import os
@@ -56,8 +56,9 @@ _KEY = re.compile(
 
 
 def patient_key(file_name: str) -> tuple[str, str] | None:
-    """(patient, subtype) of a Kermany file name, None for any other. `personN` restarts for
-    bacteria and for virus.
+    """(patient, subtype) of a Kermany file name, None for any other.
+
+    `personN` restarts for bacteria and for virus.
     """
     found = _KEY.match(file_name)
     if not found:
@@ -83,8 +84,9 @@ def _splits(folder: Path) -> dict[Path, str]:
 
 
 def find_splits(path: Path) -> dict[Path, str]:
-    """The split folders at `path`, which is the tree, its parent, or one of its splits; the
-    outermost tree counts.
+    """The split folders at `path`, which is the tree, its parent, or one of its splits.
+
+    The outermost tree counts.
     """
     (own,) = read_splits([path.name]).values()
     if own and any((path / name).is_dir() for name in CLASSES):
@@ -125,8 +127,13 @@ def zip_members(path: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
 
 
 def unzip(path: Path, cache_dir: str | Path = CACHE_DIR) -> Path:
-    """The folder in `cache_dir` with the zip's images as split/class/file; extracted once, and
-    never half.
+    """The folder in `cache_dir` with the zip's images as split/class/file.
+
+    They are extracted once, and never half.
+
+    Raises:
+        ValueError: the zip is damaged, or holds no Kermany tree.
+        OSError: the images cannot be written.
     """
     members = zip_members(path)
     if not members:
@@ -162,10 +169,13 @@ def unzip(path: Path, cache_dir: str | Path = CACHE_DIR) -> Path:
 
 
 def read_extra(folder: Path) -> dict[str, dict[str, str | int | None]]:
-    """Lung mask (a path) and original size of each Kermany image, by file name, from manifest.csv
-    and lung_masks/ in the folder; None where unknown.
+    """Lung mask (a path) and original size of each Kermany image, by file name.
 
-    Raises ValueError or OSError where the manifest is missing or of another set, or a mask is gone.
+    They come from manifest.csv and lung_masks/ in the folder; None where unknown.
+
+    Raises:
+        ValueError: the manifest is of another set, or names a mask elsewhere or a wrong size.
+        FileNotFoundError: the manifest or a mask is missing.
     """
     table = folder / "manifest.csv"
     if not table.is_file():

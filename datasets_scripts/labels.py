@@ -54,8 +54,9 @@ def _is_list(text: str) -> bool:
 
 
 def text_of(value: object) -> str:
-    """What a cell of a table says, with single blanks; empty for `BLANK`. A whole number is written
-    as one: 1.0 is 1.
+    """What a cell of a table says, with single blanks; empty for `BLANK`.
+
+    A whole number is written as one: 1.0 is 1.
     """
     text = " ".join(str(value).split())
     if text in BLANK:
@@ -182,6 +183,7 @@ def order_classes(
         order: the source's own order, which may hold more; empty: by name.
         classes: the user's; they must hold all that are found.
         positive: the user's finding, of two classes.
+        multi_label: an image may have several classes, or none; no class is the finding then.
         name: of the set, for messages.
 
     Raises:

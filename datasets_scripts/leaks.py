@@ -16,8 +16,10 @@ class LeakError(ValueError):
 
 
 def check_leaks(dataset: DatasetDict) -> None:
-    """Raise LeakError where a patient_id or a content hash (SHA-256 of the encoded image) stands in
-    two splits.
+    """Refuses a set with a patient or an identical image in two splits.
+
+    Raises:
+        LeakError: a patient_id, or a content hash (SHA-256 of the encoded image), is in two.
     """
     patients, images = defaultdict(set), defaultdict(set)
     for split, part in dataset.items():
@@ -46,8 +48,9 @@ def check_leaks(dataset: DatasetDict) -> None:
 
 
 def regroup(dataset: DatasetDict, seed: int = 0) -> DatasetDict:
-    """All splits pooled and split again, each patient and each identical image in one alone: with
-    the same shares where all three splits are given, else 70, 10 and 20 %.
+    """All splits pooled and split again, each patient and each identical image in one alone.
+
+    The shares stay where all three splits are given; else they are 70, 10 and 20 %.
     """
     pooled = concatenate_datasets(list(dataset.values()))
     groups = group_ids(pooled["patient_id"], content_hashes(pooled))
@@ -59,8 +62,9 @@ def regroup(dataset: DatasetDict, seed: int = 0) -> DatasetDict:
 
 
 def describe(dataset: DatasetDict) -> str:
-    """A table in plain text: files, unique images, patients, and each class's count and prevalence,
-    for each split.
+    """A table in plain text, a row a split.
+
+    Its columns are files, unique images, patients, and each class's count and prevalence.
     """
     names = class_names(next(iter(dataset.values())))
     columns = {

@@ -1,7 +1,7 @@
-"""One CSV file with a row an image, the commonest form of a hospital export; paths are relative to
-its folder, or to the `root` given.
+"""One CSV file with a row an image, the commonest form of a hospital export.
 
-Columns are found by their usual names, whatever the case:
+Paths are relative to its folder, or to the `root` given. Columns are found by their usual names,
+whatever the case:
 
     file, file_name, filename, path, image    the image
     label, class, labels                      its class; several are joined by | or ;, or a list
@@ -21,6 +21,7 @@ Columns are found by their usual names, whatever the case:
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from datasets import DatasetDict
 
@@ -112,7 +113,7 @@ def load(
     columns: str | None = None,
     root: str | None = None,
     test_share: float | None = None,
-    **options,
+    **options: Any,
 ) -> DatasetDict:
     """The images that a CSV file lists, in the one schema.
 

@@ -1,6 +1,4 @@
-"""A converted set as Parquet shards with a data card: written to a folder, pushed to the Hub, read
-back.
-"""
+"""A converted set as Parquet shards with a data card, in a folder or on the Hub."""
 
 import os
 import shutil
@@ -106,8 +104,10 @@ def _write_split(part: Dataset, split: str, folder: Path) -> SplitInfo:
 def data_card(
     dataset: DatasetDict, source: str, path: str, infos: list[SplitInfo], stored: int
 ) -> str:
-    """README.md: front matter that `load_dataset` reads, then source, licence, splits and the leak
-    statement.
+    """The text of README.md.
+
+    Front matter that `load_dataset` reads, then source, licence, splits, the leak statement and the
+    columns. `stored` is the size of the Parquet files in bytes.
     """
     features = next(iter(dataset.values())).features
     known, unknown = known_sources(dataset)
@@ -163,11 +163,15 @@ def _optional_text(features: dict) -> str:
 
 
 def write(dataset: DatasetDict, output: str | Path, source: str, path: str = "") -> Path:
-    """Write Parquet shards and a data card into the new folder `output`; it appears only once it is
-    complete. The card names `source` and, for a Hub id or folder, `path`.
+    """Write Parquet shards and a data card into the new folder `output`.
 
-    Raises LeakError where a patient stands in two splits, ValueError for a folder that holds
-    anything, OSError where it cannot be written.
+    It appears only once it is complete. The card names `source` and, for a Hub id or folder,
+    `path`.
+
+    Raises:
+        LeakError: a patient or an identical image stands in two splits.
+        ValueError: the folder holds anything.
+        OSError: it cannot be written.
     """
     output = Path(output)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
@@ -192,8 +196,13 @@ def write(dataset: DatasetDict, output: str | Path, source: str, path: str = "")
 def push(
     dataset: DatasetDict, repo_id: str, source: str, path: str = "", private: bool = False
 ) -> str:
-    """Create the dataset repository where it is new, upload Parquet and card in one commit, and
-    give its address. Raises OSError where the Hub refuses or cannot be reached.
+    """Upload Parquet and card in one commit; the address of the dataset repository.
+
+    The repository is created where it is new.
+
+    Raises:
+        LeakError: see `write`.
+        OSError: the Hub refuses, or cannot be reached.
     """
     with tempfile.TemporaryDirectory() as folder:
         written = write(dataset, Path(folder) / "export", source, path)

@@ -1,5 +1,7 @@
-"""Perturbations of decoded images: what does a classifier keep where a shortcut is taken away, or
-where the machine and the exposure are others?
+"""Perturbations of decoded images.
+
+What does a classifier keep where a shortcut is taken away, or where the machine and the exposure
+are others?
 
 Shortcuts in chest X-rays: laterality markers (Zech et al. 2018, doi:10.1371/journal.pmed.1002683),
 borders and everything outside the lungs (Maguolo and Nanni 2021, doi:10.1016/j.inffus.2021.04.008),
@@ -73,8 +75,9 @@ def random_numbers(seed: int, image_id: str) -> np.random.Generator:
 
 
 def perturb(name: str, sample: Sample) -> np.ndarray:
-    """The image altered as `PERTURBATIONS` says of `name`: uint16, of another shape for those of
-    `RESHAPES`.
+    """The image altered as `PERTURBATIONS` says of `name`.
+
+    uint16 (h, w) of the same shape, or of another for those of `RESHAPES`.
     """
     return ALTER[name](sample)
 
@@ -90,8 +93,10 @@ def check_perturbation(name: str) -> None:
 
 
 def select_rows(split: Dataset, name: str) -> Dataset:
-    """The rows that have what a perturbation needs: a lung mask that is not empty, or an original
-    size. The others are left out with one warning.
+    """The rows that have what a perturbation needs.
+
+    That is a lung mask that is not empty, or an original size. The others are left out with one
+    warning.
 
     Raises:
         ValueError: no row has it, an unknown name, or a mask that cannot be read.
@@ -117,9 +122,12 @@ def select_rows(split: Dataset, name: str) -> Dataset:
     if kept.all():
         return split
     logger.warning(
-        "perturbation %s leaves out %d of %d images without %s",
-        name, (~kept).sum(), len(split), needed,
-    )  # fmt: skip
+        "Perturbation %s leaves out %d of %d images without %s.",
+        name,
+        (~kept).sum(),
+        len(split),
+        needed,
+    )
     return split.select(np.flatnonzero(kept))
 
 
@@ -136,8 +144,9 @@ def _is_empty(mask: dict | None, image_id: str) -> bool:
 
 
 def drop_columns(split: Dataset, name: str) -> Dataset:
-    """The split without what no longer fits its perturbed images: masks and boxes where pixels
-    move, the original size of a new shape.
+    """The split without what no longer fits its perturbed images.
+
+    That is masks and boxes where pixels move, and the original size of a new shape.
     """
     gone = ("lung_mask", "boxes") if name in MOVES_PIXELS else ()
     gone += ("original_width", "original_height") if name in RESHAPES else ()

@@ -47,8 +47,16 @@ TEXTURE_NODES = 26  # cells of lung texture along a side
 
 
 class Ellipsoid(NamedTuple):
-    """Centre (x right, y down), half-axes a, b in the image and c in depth, turn (radians), bend of
-    the axis a (cm).
+    """A part of the patient, lengths in cm.
+
+    Attributes:
+        x: centre, to the right.
+        y: centre, downwards.
+        a: half-axis in the image.
+        b: half-axis in the image.
+        c: half-axis in depth.
+        turn: in the image, radians.
+        bend: of the axis a.
     """
 
     x: float
@@ -61,8 +69,12 @@ class Ellipsoid(NamedTuple):
 
 
 class Phantom(NamedTuple):
-    """image uint8 (H, W); lung_mask bool (H, W); boxes, pixel [x0, y0, x1, y1] half-open, one an
-    opacity.
+    """What `generate` gives.
+
+    Attributes:
+        image: uint8 (H, W).
+        lung_mask: bool (H, W).
+        boxes: pixels [x0, y0, x1, y1], half-open, one an opacity.
     """
 
     image: np.ndarray
@@ -73,11 +85,10 @@ class Phantom(NamedTuple):
 def _posed(
     parts: dict[str, list[Ellipsoid]], turn: float, right: float, down: float
 ) -> dict[str, np.ndarray]:
-    """The patient turned in the image plane and shifted: each part's shapes as rows (K, 8) of what
-    `_project` needs.
+    """The patient turned in the image plane and shifted.
 
-    A turned ellipse is also a sheared upright one: for each column its centre line and half-height
-    are closed forms.
+    Each part's shapes become an array (K, 8), rows of what `_project` needs. A turned ellipse is
+    also a sheared upright one: for each column its centre line and half-height are closed forms.
     """
     x, y, a, b, c, own, bend = np.array(
         [shape for shapes in parts.values() for shape in shapes], np.float32
@@ -96,8 +107,10 @@ def _posed(
 
 
 def _project(shapes: np.ndarray, size: int, union: bool = False) -> np.ndarray:
-    """Path length of each ray, float32 (H, W) in cm: the sum over the shapes, or through the union
-    of shapes that share one mid-depth, which is the longest of their paths.
+    """Path length of each ray, float32 (H, W) in cm.
+
+    The sum over the shapes, or that through the `union` of shapes that share one mid-depth, which
+    is the longest of their paths.
     """
     canvas = np.zeros((size, size), np.float32)
     axis = _axis(size)
@@ -277,8 +290,9 @@ def _opacities(rng: np.random.Generator, parts: dict[str, np.ndarray]) -> list[E
 
 @lru_cache(maxsize=8)
 def _upsampling(size: int) -> np.ndarray:
-    """Smooth interpolation matrix (size, TEXTURE_NODES); rows of unit norm keep white noise at unit
-    variance.
+    """Smooth interpolation matrix, float32 (size, TEXTURE_NODES).
+
+    Rows of unit norm keep white noise at unit variance.
     """
     position = np.linspace(0.5, TEXTURE_NODES - 1.5, size)[:, None]
     weights = np.exp(-((position - np.arange(TEXTURE_NODES)) ** 2) / (2 * 0.55**2))
@@ -286,10 +300,12 @@ def _upsampling(size: int) -> np.ndarray:
 
 
 def generate(index: int, seed: int = 0, size: int = 128) -> Phantom:
-    """Phantom number `index` of the series `seed`, `size` pixels a side, whatever was generated
-    before it.
+    """Phantom number `index` of the series `seed`, `size` pixels a side.
 
-    Odd indices carry opacities. Raises ValueError for a size under 32 pixels.
+    It is the same whatever was generated before it. Odd indices carry opacities.
+
+    Raises:
+        ValueError: a size under 32 pixels.
     """
     if size < 32:
         raise ValueError(f"image_size {size} is too small for a phantom: use 32 or more.")
@@ -346,11 +362,10 @@ def load(
     image_size: int = 128,
     seed: int = 0,
 ) -> DatasetDict:
-    """Phantoms in the one schema with lung_mask and boxes, NORMAL and OPACITY in turn; one phantom
-    is one patient.
+    """Phantoms in the one schema with lung_mask and boxes, NORMAL and OPACITY in turn.
 
-    A split's images depend on `seed` and `image_size` alone, so more of one split leaves the others
-    as they are.
+    One phantom is one patient. A split's images depend on `seed` and `image_size` alone, so more of
+    one split leaves the others as they are.
 
     Args:
         num_train: images in the training split

@@ -1,6 +1,4 @@
-"""Decode a split once: every image as a row of a memory-mapped array that later epochs and runs
-read again.
-"""
+"""Decode a split once, into a memory-mapped array that later epochs and runs read again."""
 
 import hashlib
 import json
@@ -97,10 +95,13 @@ def original_shapes(dataset: Dataset) -> list[tuple[int, int] | None]:
 
 
 def fingerprint(dataset: Dataset, columns: Sequence[str] = ("image",)) -> str:
-    """A hex digest of the images of a split, in order: their names, original shapes, and embedded
-    bytes, or path, size and modification time of files.
+    """A hex digest of the images of a split, in order.
+
+    It covers their names, original shapes, and embedded bytes, or path, size and modification time
+    of files.
 
     Args:
+        dataset: the split.
         columns: those of `STORED` that count.
 
     Raises:
@@ -130,9 +131,9 @@ def report_unreadable(total: int, problems: list[str], max_unreadable: float) ->
     message = f"{len(problems)} of {total} images cannot be read ({named})"
     if len(problems) > max_unreadable * total or len(problems) == total:
         raise ValueError(
-            f"{message}: more than the {max_unreadable:.1%} allowed, repair or remove them"
+            f"{message}: more than the {max_unreadable:.1%} allowed; repair or remove them."
         )
-    logger.warning("%s: they are left out", message)
+    logger.warning("%s: they are left out.", message)
 
 
 def read_pixels(
@@ -147,12 +148,15 @@ def read_pixels(
     """Every image decoded once into `cache_file`; where it is there already, nothing is decoded.
 
     Args:
+        dataset: a split.
         read: turns a row of `stored_rows` into uint16 (size, size) and what was noticed, sentences;
             it runs in `num_workers` threads, as image decoders release the interpreter lock.
+        size: pixels a side.
         cache_file: its name should carry `fingerprint(dataset)` and the settings of `read`.
         num_workers: None for the processor's cores.
         max_unreadable: images for which `read` raises ValueError or OSError are left out with one
             warning, up to this share.
+        desc: what the progress bar says.
 
     Raises:
         ValueError: more images cannot be read.
@@ -165,7 +169,7 @@ def read_pixels(
         if decoded is not None:
             return decoded
         logger.warning(
-            "%s does not belong to these %d images: it is written again", cache_file, len(dataset)
+            "%s does not belong to these %d images: it is written again.", cache_file, len(dataset)
         )
     stored = stored_rows(dataset)
 
@@ -176,7 +180,9 @@ def read_pixels(
         except (ValueError, OSError) as error:
             return f"{entry['image_id']}: {error}"
         if pixels.shape != (size, size) or pixels.dtype != np.uint16:
-            raise TypeError(f"read gave {pixels.dtype} {pixels.shape}, not uint16 ({size}, {size})")
+            raise TypeError(
+                f"read gave {pixels.dtype} {pixels.shape}, not uint16 ({size}, {size})."
+            )
         return pixels, warnings
 
     problems, left_out, noticed = [], [], Counter()
@@ -206,7 +212,7 @@ def read_pixels(
         need = len(dataset) * size * size * 2 / 1e6
         raise OSError(
             f"could not write the pixel cache {cache_file} of {need:.0f} MB ({error.strerror}): "
-            "free space or choose another folder"
+            "free space or choose another folder."
         ) from error
     finally:
         for leftover in (partial, Path(f"{partial}.json")):
@@ -226,8 +232,10 @@ def _reopen(cache_file: Path, facts_file: Path, count: int, size: int) -> Decode
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:
-    """function(0), function(1), ... with a bounded number under way, so that waiting results never
-    fill the memory."""
+    """function(0), function(1), ..., computed by the pool.
+
+    A bounded number is under way, so that waiting results never fill the memory.
+    """
     waiting = []
     for row in range(count):
         waiting.append(pool.submit(function, row))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from datasets import Dataset, DatasetDict
 
@@ -45,8 +45,10 @@ class Option(NamedTuple):
 
 
 def source_options(source: str) -> dict[str, Option]:
-    """The options of a source: what its `load` takes besides the path, as its docstring explains
-    it, and what `assemble` takes where `load` passes `**options` on.
+    """The options of a source, by name.
+
+    They are what its `load` takes besides the path, as its docstring explains it, and what
+    `assemble` takes where `load` passes `**options` on.
     """
     load = modules()[source].load
     parameters = inspect.signature(load).parameters.values()
@@ -56,7 +58,7 @@ def source_options(source: str) -> dict[str, Option]:
     return options
 
 
-def _options(function: Callable) -> dict[str, Option]:
+def _options(function: Callable[..., DatasetDict]) -> dict[str, Option]:
     """The parameters that are given by name alone."""
     text = inspect.getdoc(function) or ""
     meanings = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE))
@@ -104,9 +106,10 @@ def recognise(source: str, path: str | Path | None) -> tuple[str, str | Path | N
     )
 
 
-def load_cxr_dataset(source: str, path: str | Path | None = None, **options) -> DatasetDict:
-    """A chest X-ray set in the project's schema, with the splits train, validation and test (those
-    there are).
+def load_cxr_dataset(source: str, path: str | Path | None = None, **options: Any) -> DatasetDict:
+    """A chest X-ray set in the project's schema.
+
+    Its splits are those of train, validation, test and unlabelled that there are.
 
     Args:
         source: one of `sources()`, or itself a path or Hub id, which is then recognised.
@@ -177,8 +180,10 @@ def facts(dataset: DatasetDict) -> dict[str, str | list[str]]:
 
 
 def age_range(dataset: Dataset) -> list[float] | None:
-    """The youngest and oldest in whole years, without the outermost hundredths, which hold slips of
-    the pen; for a source without ages what is known of it. None where a source's are unknown.
+    """The youngest and oldest in whole years; None where the ages of a source are unknown.
+
+    The outermost hundredths do not count, as they hold slips of the pen. A source without ages
+    counts by what is known of it.
     """
     ages = dataset["age"] if "age" in dataset.features else [None] * len(dataset)
     named = [(source, age) for source, age in zip(dataset["source"], ages) if age is not None]

@@ -79,8 +79,9 @@ class Source:
 def make_features(
     classes: Sequence[str], multi_label: bool = False, optional: Sequence[str] = ()
 ) -> Features:
-    """The columns of a set: image, label (or labels), image_id, patient_id, source and some of
-    `OPTIONAL`; an optional column of any other name is text.
+    """The columns of a set: image, label or labels, image_id, patient_id, source, and `optional`.
+
+    An optional column whose name is not in `OPTIONAL` is text.
     """
     kind = ClassLabel(names=list(classes))
     labels = {"labels": List(kind)} if multi_label else {"label": kind}
@@ -240,8 +241,9 @@ def _patients(records: list[dict], patient_regex: str | None, name: str) -> list
 
 
 def patient_finder(patient_regex: str) -> Callable[[str, str], str]:
-    """A function from an image's name and path to its patient: the first group of the expression,
-    found anywhere in the name, or else in the path.
+    """A function from an image's name and path to its patient.
+
+    That is the first group of the expression, found anywhere in the name, or else in the path.
 
     Raises:
         ValueError: it is no expression with a group, or, from the function, finds no patient.
@@ -311,8 +313,10 @@ def class_names(dataset: Dataset) -> list[str]:
 
 
 def label_sets(dataset: Dataset) -> list[tuple[int, ...]]:
-    """The class indices of each image: one for a single-label set (none where the image is
-    unlabelled), any number for a multi-label one.
+    """The class indices of each image.
+
+    One for a single-label set (none where the image is unlabelled), any number for a multi-label
+    one.
     """
     if "labels" in dataset.features:
         return [tuple(labels) for labels in dataset["labels"]]
@@ -332,11 +336,13 @@ def content_hashes(dataset: Dataset) -> list[str]:
 
 
 def check_usable(dataset: DatasetDict, name: str) -> DatasetDict:
-    """The set itself, if each split can be trained or measured on; a warning of classes that a
-    split lacks. A set of a test split alone may hold one class: it trains nothing.
+    """The set itself, if each split can be trained or measured on.
+
+    A warning names the classes that a split lacks. A set of a test split alone may hold one class:
+    it trains nothing.
 
     Raises:
-        ValueError: a split has one image, or one class.
+        ValueError: there are no images, or a split has one image, or one class.
     """
     if not dataset:
         raise ValueError(f"{name} holds no images.")

@@ -34,8 +34,9 @@ def read_splits(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def group_ids(*keys: Sequence[Hashable]) -> np.ndarray:
-    """Group numbers, int64 (N,): two rows share one where a chain of equal keys (of the same
-    sequence) joins them.
+    """Group numbers, int64 (N,).
+
+    Two rows share one where a chain of equal keys (of the same sequence) joins them.
     """
     rows = len(keys[0])
     # A graph with a node a row and a node a key; its components are the groups.
@@ -54,13 +55,15 @@ def group_ids(*keys: Sequence[Hashable]) -> np.ndarray:
 def split_groups(
     groups: np.ndarray, labels: list[tuple[int, ...]], shares: dict[str, float], seed: int
 ) -> np.ndarray:
-    """A split name for each row, (N,): whole groups, every class in each split as near to its share
-    as groups permit.
+    """A split name for each row, str (N,).
 
-    Groups are placed largest first (equal ones in random order), each where it adds least to the
-    sum over splits and classes of (count - wanted)^2 / wanted. Afterwards a split that lacks a
-    class gets a smallest group of it. Raises ValueError where a class of a single-label set has
-    fewer groups than there are splits.
+    Groups stay whole, and every class is in each split as near to its share as groups permit. They
+    are placed largest first (equal ones in random order), each where it adds least to the sum over
+    splits and classes of (count - wanted)^2 / wanted. Afterwards a split that lacks a class gets a
+    smallest group of it.
+
+    Raises:
+        ValueError: there are fewer groups than splits, be it of a class of a single-label set.
     """
     names = list(shares)
     share = np.array([shares[name] for name in names], float)
@@ -108,8 +111,13 @@ def complete_splits(
     test_share: float = 0.2,
     seed: int = 42,
 ) -> list[str]:
-    """The split of each row. All are drawn where none are `given`; where train has no validation
-    beside it, `validation_share` of train is held out; otherwise they stay.
+    """The split of each row.
+
+    All are drawn where none are `given`; where train has no validation beside it,
+    `validation_share` of train is held out; otherwise they stay.
+
+    Raises:
+        ValueError: shares that leave a split nothing, or too few groups, see `split_groups`.
     """
     for name, share in {"validation_share": validation_share, "test_share": test_share}.items():
         if not 0 < share < 1:

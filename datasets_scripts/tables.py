@@ -32,8 +32,9 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as imagefol
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, object]]]:
-    """The columns of a CSV, JSON lines or Parquet file, and its rows. Cells of a CSV file are text
-    without blanks around it; its commas may be semicolons or tabs.
+    """The columns of a CSV, JSON lines or Parquet file, and its rows.
+
+    Cells of a CSV file are text without blanks around it; its commas may be semicolons or tabs.
 
     Raises:
         ValueError: a file that is not UTF-8 or not of its kind, has no rows, names a column twice,
@@ -126,11 +127,11 @@ def warn_of_ages(cells: list[object], table: Path) -> None:
 
 
 def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
-    """What the metadata files below a folder say of each image: by its file, the columns `label`,
-    `patient_id`, `split` and optional ones of the schema, those that any file has.
+    """What the metadata files below a folder say of each image, by its file.
 
-    They are those of imagefolder of `datasets`: metadata.csv, .jsonl or .parquet in any folder,
-    their column file_name relative to it.
+    That is the columns `label`, `patient_id`, `split` and optional ones of the schema, those that
+    any of them has. They are the files of imagefolder of `datasets`: metadata.csv, .jsonl or
+    .parquet in any folder, their column file_name relative to it.
 
     Raises:
         ValueError: two of them in one folder, no column file_name or several files a row, or a file
@@ -175,7 +176,7 @@ def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
 
 
 def file_inside(folder: Path, name: str, table: Path) -> Path:
-    """The file that `table` names, relative to `folder`, with / or \\ between folders.
+    r"""The file that `table` names, relative to `folder`, with / or \ between folders.
 
     Raises:
         ValueError: the name leads out of the folder.

@@ -34,6 +34,8 @@ def resample_weights(
 
     Args:
         patient_ids: str (N,).
+        num_resamples: 0 or more.
+        seed: of the draws.
 
     Yields:
         float64 (r, N) blocks of whole numbers, `num_resamples` rows in all; the block size bounds
@@ -67,7 +69,10 @@ def interval(value: float, resampled: np.ndarray, num_patients: int, scale: str)
     whose standard error says less.
 
     Args:
+        value: the metric on the sample itself.
         resampled: float64 (R,), NaN where a resample leaves the metric undefined.
+        num_patients: of the sample.
+        scale: a key of `SCALES`, or "percentile".
     """
     reason = no_interval(resampled, num_patients)
     if reason:
@@ -114,6 +119,7 @@ def calibration_error(gaps: np.ndarray, resampled: np.ndarray, num_patients: int
     Args:
         gaps: float64 (B,), each bin's share of the images times mean(p - y).
         resampled: float64 (R, B), the same of the bootstrap's resamples.
+        num_patients: of the sample.
     """
     value = np.abs(gaps).sum()
     entry = {"value": float(value), "debiased": None}

@@ -37,7 +37,8 @@ def fit_operation(
 
     Args:
         predictions: of the validation split, uncalibrated; its `thresholds` are left aside.
-        rule, target: see `operating_points.choose_threshold`.
+        rule: one of `operating_points.RULES`, see `choose_threshold`.
+        target: least sensitivity, in (0, 1]; for the rule "sensitivity".
         abstain_share: share of the images to abstain from, see `operating_points.abstention_band`.
 
     Returns:
@@ -147,7 +148,7 @@ def apply_operation(predictions: Predictions, operation: dict) -> Predictions:
 
 
 def abstained(predictions: Predictions, operation: dict) -> np.ndarray:
-    """bool (N,), or (N, K) when multi-label: whether calibrated predictions lie in the band."""
+    """Whether calibrated predictions lie in the band: bool (N,), or (N, K) when multi-label."""
     thresholds, bands = operation["thresholds"], operation["abstention"]
     return decide(predictions.probabilities, thresholds, bands, predictions.multi_label) == -1
 
@@ -164,6 +165,7 @@ def adjust_prevalence(
     follow the prevalence.
 
     Args:
+        predictions: calibrated.
         old: share of each class where the predictions were calibrated, (K,), each in (0, 1); they
             add up to 1 unless the task is multi-label.
         new: the same where the images come from.
@@ -185,6 +187,7 @@ def estimate_prevalence(predictions: Predictions, old: Sequence[float]) -> np.nd
     probabilities; the labels are not used. It is right as far as the calibration is.
 
     Args:
+        predictions: calibrated, of exclusive classes.
         old: share of each class where the predictions were calibrated, (K,).
 
     Returns:
@@ -213,18 +216,18 @@ def estimate_prevalence(predictions: Predictions, old: Sequence[float]) -> np.nd
 # --------------------------------------------------------------------------------------------- maps
 
 
-def _identity(predictions):
+def _identity(predictions: Predictions) -> dict:
     return {"method": "temperature", "temperature": 1.0}
 
 
-def _fit_temperature(predictions):
+def _fit_temperature(predictions: Predictions) -> dict:
     logits, labels = predictions.logits, predictions.labels
     if predictions.multi_label:  # every class of every image is a row of a binary task
         logits = np.column_stack([np.zeros(logits.size), logits.ravel()])
         labels = labels.ravel().astype(np.int64)
     targets = _smoothed_targets(labels, logits.shape[1])
 
-    def slope(scale):
+    def slope(scale: float) -> float:
         """Derivative of the cross-entropy by 1 / T, in which it is convex."""
         scaled = scale * logits
         softmax = np.exp(scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
@@ -237,11 +240,13 @@ def _fit_temperature(predictions):
     return {"method": "temperature", "temperature": float(1 / np.sqrt(low * high))}
 
 
-def _fit_platt(predictions):
+def _fit_platt(predictions: Predictions) -> dict:
     fitted = []
     for z, targets in _binary_tasks(predictions):
 
-        def objective(parameters, z=z, targets=targets):
+        def objective(
+            parameters: np.ndarray, z: np.ndarray = z, targets: np.ndarray = targets
+        ) -> tuple[float, np.ndarray]:
             mapped = parameters[0] * z + parameters[1]
             error = np.exp(-np.logaddexp(0, -mapped)) - targets
             loss = np.logaddexp(0, mapped) - targets * mapped
@@ -257,7 +262,7 @@ def _fit_platt(predictions):
     return {"method": "platt", "scale": scale, "bias": bias}
 
 
-def _fit_isotonic(predictions):
+def _fit_isotonic(predictions: Predictions) -> dict:
     log_odds, calibrated = [], []
     for z, targets in _binary_tasks(predictions):
         levels = IsotonicRegression().fit_transform(z, targets)
@@ -285,28 +290,29 @@ def _calibrate(predictions: Predictions, calibration: dict) -> Predictions:
 # -------------------------------------------------------------------------------------------- parts
 
 
-def _is_multi_class(predictions):
+def _is_multi_class(predictions: Predictions) -> bool:
     return not predictions.multi_label and len(predictions.class_names) > 2
 
 
-def _reported(predictions, columns):
+def _reported(predictions: Predictions, columns: np.ndarray) -> np.ndarray:
     """The columns of the classes that have a map and a threshold: of a binary task, class 1's."""
     return columns if predictions.multi_label else columns[:, 1:]
 
 
-def _binary_tasks(predictions):
+def _binary_tasks(predictions: Predictions) -> list[tuple[np.ndarray, np.ndarray]]:
     """(log-odds, smoothed targets) of each class with a map, both float64 (N,)."""
     truth = _reported(predictions, predictions.truth).astype(np.int64)
     log_odds = _reported(predictions, predictions.log_odds)
     return [(z, _smoothed_targets(y, 2)[:, 1]) for z, y in zip(log_odds.T, truth.T)]
 
 
-def _smoothed_targets(labels, num_classes):
+def _smoothed_targets(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """float64 (N, num_classes) of int (N,) class indices; see `fit_calibration`."""
     counts = np.bincount(labels, minlength=num_classes)[labels, None]
     return (counts * np.eye(num_classes)[labels] + 1) / (counts + num_classes)
 
 
-def _log_loss(predictions):
+def _log_loss(predictions: Predictions) -> float:
     if predictions.multi_label:
         signs = np.where(predictions.labels, -1, 1)
         return float(np.logaddexp(0, signs * predictions.logits).mean())
@@ -314,7 +320,7 @@ def _log_loss(predictions):
     return float((np.logaddexp.reduce(predictions.logits, axis=1) - true).mean())
 
 
-def _patient_folds(predictions):
+def _patient_folds(predictions: Predictions) -> np.ndarray:
     """int64 (N,): folds that hold each kind of patient alike, whatever the order of the rows."""
     patients, patient = np.unique(predictions.patient_id, return_inverse=True)
     if len(patients) < 2:
@@ -329,7 +335,8 @@ def _patient_folds(predictions):
     return fold[patient]
 
 
-def _shares(predictions, shares, name):
+def _shares(predictions: Predictions, shares: Sequence[float], name: str) -> np.ndarray:
+    """float64 (K,), checked; `name` is what the error calls them."""
     shares, num_classes = np.asarray(shares, dtype=np.float64), len(predictions.class_names)
     in_range = shares.shape == (num_classes,) and ((shares > 0) & (shares < 1)).all()
     if not in_range or not (predictions.multi_label or abs(shares.sum() - 1) < 1e-3):

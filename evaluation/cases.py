@@ -21,6 +21,7 @@ def choose_cases(models: Mapping[str, Predictions], count: int = 12) -> list[dic
 
     Args:
         models: name -> predictions, of the same images in the same order.
+        count: cases in all, 0 or more; fewer where the images are fewer.
 
     Returns:
         A dict a case: `kind`, `index` (row of the image), `image_id`, `truth` (class names joined
@@ -69,8 +70,11 @@ def choose_cases(models: Mapping[str, Predictions], count: int = 12) -> list[dic
 
 
 def _certainty(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each image's D decisions (K if multi-label, else 1), each (N, D): the log-odds of what was
-    decided, the distance from the boundary in log-odds, and bool, whether it is wrong."""
+    """How sure a model is of its decisions, how near their boundary it is, and whether it errs.
+
+    Each (N, D), for the D decisions on an image (K if multi-label, else 1): the log-odds of what
+    was decided, its distance from the boundary in log-odds, and bool, whether it is wrong.
+    """
     log_odds, decided = predictions.log_odds, predictions.decisions
     with np.errstate(divide="ignore"):
         thresholds = np.array(predictions.thresholds or (0.5,))

@@ -46,9 +46,13 @@ def compare_models(
     covered the truth (15-99 %). Compare Brier score and log loss, or each model's own interval.
 
     Args:
-        a, b: predictions of the same images, in any order.
+        a: the first model's predictions.
+        b: the second's, of the same images, in any order.
         num_resamples: bootstrap resamples; 0 leaves the intervals of `differences` out.
-        specificities, sensitivities, prevalences: as in `compute_metrics`.
+        seed: of the resamples.
+        specificities: see `compute_metrics`.
+        sensitivities: see `compute_metrics`.
+        prevalences: see `compute_metrics`.
 
     Raises:
         ValueError: other classes, images, patients or labels in b than in a, naming the first
@@ -112,7 +116,8 @@ def delong(
 
     Args:
         positive: bool (N,).
-        scores_a, scores_b: float (N,), larger for more positive; ties count half.
+        scores_a: float (N,), larger for more positive; ties count half.
+        scores_b: the same of the other model.
         clusters: str (N,), the patient of each image; None takes images as independent.
 
     Returns:
@@ -169,7 +174,7 @@ def _placements(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def align(a: Predictions, b: Predictions) -> Predictions:
-    """b in a's order; b itself where it has that order.
+    """The predictions `b` in the order of `a`; `b` itself where it has that order.
 
     Raises:
         ValueError: other classes, images, patients or labels in b than in a.

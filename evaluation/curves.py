@@ -17,7 +17,8 @@ def roc_points(tp: np.ndarray, fp: np.ndarray) -> Points:
     """(1 - specificity, sensitivity) at the corners of the ROC; empty without one of the groups.
 
     Args:
-        tp, fp: (T + 1,), a row of `cumulative_counts`.
+        tp: (T + 1,), true positives, a row of `cumulative_counts`.
+        fp: false positives, likewise.
     """
     if not tp[-1] or not fp[-1]:
         return np.empty(0), np.empty(0)
@@ -34,7 +35,8 @@ def pr_points(tp: np.ndarray, fp: np.ndarray) -> Points:
     the steps is the average precision that `compute_metrics` gives as AUPRC.
 
     Args:
-        tp, fp: (T + 1,), a row of `cumulative_counts`.
+        tp: (T + 1,), true positives, a row of `cumulative_counts`.
+        fp: false positives, likewise.
     """
     if not tp[-1]:
         return np.empty(0), np.empty(0)

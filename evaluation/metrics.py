@@ -139,9 +139,11 @@ def compute_metrics(
     `bootstrap.calibration_error`.
 
     Args:
+        predictions: of one split.
         num_resamples: bootstrap resamples; 0 leaves the intervals out.
         seed: two models on the same images get the same resamples from the same seed.
-        specificities, sensitivities: rates in [0, 1] that are held.
+        specificities: rates in [0, 1] that are held, for `sensitivity_at_specificity`.
+        sensitivities: likewise, for `specificity_at_sensitivity`.
         prevalences: shares in (0, 1) of the positive class.
 
     Raises:
@@ -277,6 +279,8 @@ def statistics(
     A calibration error is (R, B) instead: the gaps of its bins, whose absolute values add up to it.
 
     Args:
+        predictions: of N images.
+        weights: float64 (R, N), how often each image counts.
         targets: the rates to hold, under "sensitivity_at_specificity",
             "specificity_at_sensitivity" and "at_prevalence".
     """

@@ -94,5 +94,5 @@ def abstention_band(log_odds: np.ndarray, threshold: float, share: float) -> lis
     return _sigmoid(np.array([centre - reach, centre + reach])).tolist()
 
 
-def _sigmoid(log_odds):
+def _sigmoid(log_odds: np.ndarray | np.float64) -> np.ndarray | np.float64:
     return np.exp(-np.logaddexp(0, -log_odds))

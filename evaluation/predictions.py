@@ -42,7 +42,7 @@ class Predictions:
     thresholds: tuple[float, ...] | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         num_images, num_classes = len(self.image_id), len(self.class_names)
         if num_images == 0:
             raise ValueError(f"split {self.split!r} has no predictions; give at least one image.")
@@ -85,7 +85,7 @@ class Predictions:
                     f"thresholds are {self.thresholds}; {needed} in [0, 1] are needed."
                 )
 
-    def _refuse(self, bad: np.ndarray, why: str):
+    def _refuse(self, bad: np.ndarray, why: str) -> None:
         if bad.any():
             image_id = str(self.image_id[bad][0])
             raise ValueError(
@@ -109,7 +109,7 @@ class Predictions:
 
     @property
     def truth(self) -> np.ndarray:
-        """bool (N, K): the classes of each image."""
+        """The classes of each image: bool (N, K)."""
         if self.multi_label:
             return self.labels.astype(bool)
         return self.labels[:, None] == np.arange(len(self.class_names))
@@ -160,8 +160,14 @@ def write_predictions(
     are float32, printed in the fewest digits that read back as the same float32.
 
     Args:
+        path: of the CSV.
+        image_ids: N names, each unique.
+        patient_ids: the patient of each image.
         labels: int (N,) class indices, or bool / 0-1 (N, K) when `multi_label`.
         logits: (N, K), stored as float32.
+        class_names: K names, in the order of the logits.
+        split: name of the split, e.g. "test".
+        multi_label: whether an image may have any number of the classes.
 
     Raises:
         ValueError: see `Predictions`; labels that are not class indices, or when `multi_label` not
@@ -189,8 +195,9 @@ def write_predictions(
 
 
 def write_predictions_by_model(path: str | Path, models: dict[str, Predictions]) -> None:
-    """Write several models' predictions as one CSV: `model` first, then `write_predictions`'s
-    columns, then those of `extra`.
+    """Write several models' predictions as one CSV.
+
+    The columns are `model`, those of `write_predictions`, and those of `extra`.
 
     Raises:
         ValueError: classes, task, split or extra columns that differ between the models.
@@ -246,8 +253,9 @@ def read_predictions(path: str | Path) -> Predictions:
 
 
 def read_predictions_by_model(path: str | Path) -> dict[str, Predictions]:
-    """Read a file of one or more models by its `model` column; without one, the file's stem names
-    the model.
+    """Read a file of one or more models by its `model` column.
+
+    Without that column, the file's stem names the model.
 
     Errors are those of `read_predictions`.
     """

@@ -81,10 +81,12 @@ def measure_heatmap(
 
 
 def boxes_mask(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.ndarray:
-    """bool (height, width), True inside any box.
+    """The inside of any box: bool (height, width).
 
     Args:
         boxes: [x0, y0, x1, y1] each, in pixels, half-open.
+        height: of the image, in pixels.
+        width: likewise.
 
     Raises:
         ValueError: a box that is empty or reaches out of the image.
@@ -157,13 +159,17 @@ def randomization_check(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> list[dict]:
-    """Heatmaps of a trained model against those of it with ever more layers randomised, from the
-    classifier down (Adebayo et al. 2018, section 3): alike ones show the image, not the learning.
+    """Heatmaps of a trained model against those of it with ever more layers randomised.
+
+    The layers go from the classifier down (Adebayo et al. 2018, section 3). Heatmaps that stay
+    alike show the image, not the learning.
 
     Args:
         before: float (N, H, W), of the trained model.
         after: float (S, N, H, W), of the S stages, each with more layers randomised.
         patient_ids: str (N,), the unit that the interval resamples.
+        num_resamples: bootstrap resamples; 0 leaves the intervals out.
+        seed: of the resamples.
 
     Returns:
         For each stage the mean over images of Spearman's rank correlation over pixels, as
@@ -187,6 +193,7 @@ def write_saliency(path: str | Path, rows: Sequence[dict]) -> None:
     """Write saliency.csv, whole or not at all; None is an empty cell.
 
     Args:
+        path: of the CSV.
         rows: a dict an image and model: str `model`, `image_id`, `patient_id`, and of `COLUMNS`
             float, or None where undefined; a measure left out is None.
 

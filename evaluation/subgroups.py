@@ -32,8 +32,11 @@ def subgroups(
     metrics.
 
     Args:
+        predictions: of one split, at their operating point.
         columns: of `predictions.extra`, or "original_pixels"; None takes every column that makes at
             least two groups, but free text and the width and height behind `original_pixels`.
+        num_resamples: bootstrap resamples; 0 leaves the intervals out.
+        seed: of the resamples.
 
     Returns:
         A dict a group: `column`, `value` (the group), `n`, `patients`, and `metrics` with each of

@@ -93,6 +93,7 @@ def markdown_table(header: list[str], rows: list[list[str]], left: int = 1) -> s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table, or writes it into a README's block."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.table", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder with a metrics.json")
     parser.add_argument("--readme", help="write into this file's block instead of the terminal")

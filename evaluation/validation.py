@@ -104,7 +104,8 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
     return report
 
 
-def _check_names(names, described, looked_at):
+def _check_names(names: list[str], described: dict[str, dict], looked_at: set[str]) -> None:
+    """Refuses files of a report folder that do not speak of the same models."""
     for name in names:
         if name not in described:
             raise ValueError(f"predictions.csv has the model {name!r}, context.json has not.")
@@ -144,7 +145,13 @@ def describe_predictions(predictions: Predictions, name: str) -> dict:
     }
 
 
-def _under_prevalences(predictions, operation, stated, num_resamples, seed):
+def _under_prevalences(
+    predictions: Predictions,
+    operation: dict,
+    stated: float | None,
+    num_resamples: int,
+    seed: int,
+) -> dict[str, dict] | None:
     """Accuracy and ECE at p = 0.5 as calibrated, and corrected to other prevalences."""
     if predictions.multi_label or operation["prevalence"] is None:
         return None
@@ -164,7 +171,9 @@ def _under_prevalences(predictions, operation, stated, num_resamples, seed):
     return found
 
 
-def _abstaining(predictions, operation, num_resamples, seed):
+def _abstaining(
+    predictions: Predictions, operation: dict, num_resamples: int, seed: int
+) -> dict[str, dict] | None:
     """Coverage, and metrics over the images outside the abstention band; binary tasks."""
     if operation["abstention"] is None or predictions.multi_label:
         return None

@@ -21,6 +21,6 @@ __all__ = list(_PLACES)
 def __getattr__(name: str) -> Any:
     # Loaded with the first name asked for: reading X-rays needs neither torch nor transformers.
     if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
     importlib.import_module(".factory", __name__)  # makes the families known to transformers
     return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)

@@ -75,8 +75,8 @@ class CxrConfig(PretrainedConfig):
         outlier_threshold: float | None = None,
         age_range: Sequence[float] | None = None,
         problem_type: str = "single_label_classification",
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         self.image_size = image_size
         self.num_channels = num_channels
         self.dropout = dropout
@@ -155,6 +155,7 @@ class CxrConfig(PretrainedConfig):
 
     @property
     def is_multi_label(self) -> bool:
+        """Whether each class is told by itself, so that none or several may hold at once."""
         return self.problem_type == "multi_label_classification"
 
     def check(self) -> None:
@@ -190,7 +191,7 @@ class CxrConfig(PretrainedConfig):
         if self.loss == "focal":
             self._check_focal()
 
-    def _check_focal(self):
+    def _check_focal(self) -> None:
         if self.focal_gamma < 0:
             raise ValueError(f"focal_gamma is {self.focal_gamma}; it is 0 or more.")
         if self.label_smoothing:

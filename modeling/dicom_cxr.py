@@ -66,8 +66,11 @@ DAYS = {"D": 1, "W": 7, "M": 365.25 / 12, "Y": 365.25, "": 365.25}  # RSNA's fil
 
 
 def is_dicom(content: bytes) -> bool:
-    """Whether a file is DICOM, by its content: "DICM" after the preamble, or, for old exports
-    without one, first elements that only a DICOM image has."""
+    """Whether a file is DICOM, by its content.
+
+    "DICM" after the preamble; or, in old exports without one, first elements that only a DICOM
+    image has.
+    """
     return content[128:132] == b"DICM" or any(start.match(content) for start in BARE_STARTS)
 
 
@@ -114,11 +117,11 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
     return CxrImage(pixels, tuple(warnings), age)
 
 
-def _quote(value):
+def _quote(value: str) -> str:
     return repr(value) if value.upper() in TERMS else "not one that DICOM defines"
 
 
-def _scope_warnings(header):
+def _scope_warnings(header: DataSet) -> Iterator[str]:
     modality = header.text("Modality").upper()
     if modality not in MODALITIES + UNSPECIFIC_MODALITIES:
         raise ValueError(f"Modality is {_quote(modality)}; a chest X-ray's is CR, DX or RG")
@@ -135,7 +138,7 @@ def _scope_warnings(header):
         yield "ViewCodeSequence says lateral, while the models learned frontal views."
 
 
-def _part_warnings(header):
+def _part_warnings(header: DataSet) -> Iterator[str]:
     part, region = header.text("BodyPartExamined"), header.item("AnatomicRegionSequence")
     if part.upper() in NO_PARTS and region:
         is_chest = region.text("CodeValue") in CHEST_CODES
@@ -154,11 +157,11 @@ def _part_warnings(header):
     yield "The body part is none that is known here, so it may not be a chest."
 
 
-def _words(text):
+def _words(text: str) -> list[str]:
     return re.findall("[A-Za-z]+", text)
 
 
-def _shape_warnings(header):
+def _shape_warnings(header: DataSet) -> Iterator[str]:
     for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
         sides = header.numbers(keyword)
         if len(sides) == 2 and min(sides) > 0 and not 0.99 < sides[0] / sides[1] < 1.01:
@@ -166,7 +169,7 @@ def _shape_warnings(header):
             return
 
 
-def _age(header, warnings):
+def _age(header: DataSet, warnings: list[str]) -> float | None:
     text = header.text("PatientAge").upper()
     match = re.fullmatch(r"(\d{1,3})([DWMY]?)", text)
     if text and not match:
@@ -174,7 +177,9 @@ def _age(header, warnings):
     return int(match[1]) * DAYS[match[2]] / DAYS["Y"] if match else None
 
 
-def _stored_values(header, syntax, name, warnings):
+def _stored_values(
+    header: DataSet, syntax: str, name: str, warnings: list[str]
+) -> tuple[np.ndarray, int]:
     """The first frame as unsigned (h, w), and how many of a value's bits are used."""
     if "PixelData" not in header:
         raise ValueError("it has no pixel data")
@@ -226,7 +231,9 @@ def _stored_values(header, syntax, name, warnings):
     return values, bits
 
 
-def _native(header, rows, columns, samples, photometric, frames):
+def _native(
+    header: DataSet, rows: int, columns: int, samples: int, photometric: str, frames: int
+) -> np.ndarray:
     """Uncompressed pixels: (h, w), or (h, w, 3), of YBR_FULL_422 the luma (h, w) alone."""
     itemsize = header.word("BitsAllocated") // 8
     per_pixel = 2 if photometric == "YBR_FULL_422" else samples
@@ -249,13 +256,13 @@ def _native(header, rows, columns, samples, photometric, frames):
     return values.reshape(rows, columns, samples)
 
 
-def _luma(rgb):
+def _luma(rgb: np.ndarray) -> np.ndarray:
     """ITU-R 601 luma in the integer form that Pillow uses, at any depth up to 16 bits."""
     red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint16)
 
 
-def _render(stored, bits, header, warnings):
+def _render(stored: np.ndarray, bits: int, header: DataSet, warnings: list[str]) -> np.ndarray:
     """Stored values (h, w) to uint16 at full scale."""
     photometric = header.text("PhotometricInterpretation").upper()
     signed = header.word("PixelRepresentation", 0) == 1 and photometric in GREYS
@@ -279,7 +286,14 @@ def _render(stored, bits, header, warnings):
     return (grey.clip(0, 1) * FULL_SCALE).round().astype(np.uint16)[stored]
 
 
-def _grey(values, bits, signed, stored, header, warnings):
+def _grey(
+    values: np.ndarray,
+    bits: int,
+    signed: bool,
+    stored: np.ndarray,
+    header: DataSet,
+    warnings: list[str],
+) -> np.ndarray:
     """Grey in [0, 1] of each stored value, for the two MONOCHROME kinds."""
     kind = "h" if signed else "H"
     padding = np.zeros(len(values), bool)
@@ -315,8 +329,10 @@ def _grey(values, bits, signed, stored, header, warnings):
 def _given_greys(
     modality: np.ndarray, header: DataSet, warnings: list[str]
 ) -> Iterator[np.ndarray]:
-    """Grey of each stored value by the file's VOI LUT, then by its windows; whoever asks for the
-    next has found that the last shows too little, which a warning says."""
+    """Grey of each stored value by the file's VOI LUT, then by its windows.
+
+    Whoever asks for the next has found that the last shows too little, which a warning says.
+    """
     unused = "The file's {} shows almost nothing of the image and was not used."
     voi_lut = header.item("VOILUTSequence")
     if voi_lut:
@@ -340,14 +356,17 @@ def _shows(grey: np.ndarray) -> bool:
     grey = grey.clip(0, 1)
     darkest, brightest = np.percentile(grey, (1, 99))
     between = (grey > 0) & (grey < 1)
-    return brightest - darkest >= LEAST_CONTRAST and between.mean() >= LEAST_BETWEEN
+    return bool(brightest - darkest >= LEAST_CONTRAST and between.mean() >= LEAST_BETWEEN)
 
 
 def _stretched(
     modality: np.ndarray, stored: np.ndarray, seen: np.ndarray, padding: np.ndarray
 ) -> np.ndarray:
-    """From the darkest pixel to the brightest; where a few pixels, a marker's or dead ones, leave
-    the others no contrast, from the first to the last hundredth."""
+    """From the darkest pixel to the brightest.
+
+    Where a few pixels, a marker's or dead ones, leave the others no contrast, from the first to the
+    last hundredth.
+    """
     shown = np.zeros(len(modality), bool)
     shown[stored] = True
     used = modality[shown & ~padding] if (shown & ~padding).any() else modality
@@ -366,7 +385,7 @@ def _windows(header: DataSet) -> list[tuple[float, float]]:
     return [pair for pair in zip(centers, widths) if not pair[1] <= 0][:MAX_WINDOWS]
 
 
-def _window(values, center, width, header):
+def _window(values: np.ndarray, center: float, width: float, header: DataSet) -> np.ndarray:
     """A window's function (PS3.3 C.11.2.1.2 and C.11.2.1.3): greys in [0, 1]."""
     function = header.text("VOILUTFunction").upper() or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):

@@ -82,7 +82,7 @@ def create_model(
     return model, CxrImageProcessor(config.image_size, config.num_channels, **statistics)
 
 
-def _check_options(config_class, options):
+def _check_options(config_class: type[CxrConfig], options: dict[str, Any]) -> None:
     known = {"id2label", "label2id"}
     for owner in (owner for owner in config_class.__mro__ if issubclass(owner, CxrConfig)):
         known |= set(inspect.signature(owner.__init__).parameters) - {"self", "kwargs"}
@@ -112,7 +112,7 @@ def load_model(name: str) -> tuple[CxrClassifier, CxrImageProcessor]:
     return model, _load_processor(name)
 
 
-def _load_config(name):
+def _load_config(name: str) -> tuple[type[CxrClassifier], CxrConfig]:
     """The class and the configuration of a saved classifier."""
     try:
         stored, _ = PretrainedConfig.get_config_dict(name)
@@ -133,7 +133,7 @@ def _load_config(name):
     return types[model_type], types[model_type].config_class.from_pretrained(name)
 
 
-def _load_processor(name):
+def _load_processor(name: str) -> CxrImageProcessor:
     try:
         return CxrImageProcessor.from_pretrained(name)
     except (OSError, ValueError, TypeError) as error:
@@ -142,7 +142,9 @@ def _load_processor(name):
         ) from error
 
 
-def _load_model(name, image_size, options):
+def _load_model(
+    name: str, image_size: int | None, options: dict[str, Any]
+) -> tuple[CxrClassifier, CxrImageProcessor]:
     model_class, config = _load_config(name)
     if image_size is not None:
         options["image_size"] = image_size

@@ -34,7 +34,11 @@ _BLENDED = _BLENDED.round().astype(np.uint8)
 
 
 def check_method(method: str) -> None:
-    """ValueError for a method that is not one of `CAM_METHODS`."""
+    """Refuses a method that is not one of `CAM_METHODS`.
+
+    Raises:
+        ValueError: an unknown method.
+    """
     if method not in CAM_METHODS:
         raise ValueError(f"method is {method!r}; it can be {', '.join(CAM_METHODS)}.")
 
@@ -74,13 +78,20 @@ def make_heatmaps(
     return _min_max(cam)
 
 
-def _min_max(cam):
+def _min_max(cam: torch.Tensor) -> torch.Tensor:
     # The same small term as in the grad-cam library, so that both give the same picture.
     cam = cam - cam.amin((1, 2), keepdim=True)
     return cam / (1e-7 + cam.amax((1, 2), keepdim=True))
 
 
-def _library_cam(method, maps, gradients, pixel_values, network, targets):
+def _library_cam(
+    method: str,
+    maps: torch.Tensor,
+    gradients: torch.Tensor,
+    pixel_values: torch.Tensor,
+    network: nn.Module,
+    targets: torch.Tensor,
+) -> torch.Tensor:
     try:
         import pytorch_grad_cam
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -99,11 +110,11 @@ def _library_cam(method, maps, gradients, pixel_values, network, targets):
 class _InDtype(nn.Module):
     """The network for images of any precision: Score-CAM multiplies them by float32 maps."""
 
-    def __init__(self, network):
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, pixel_values):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.network(pixel_values.to(next(self.network.parameters()).dtype))
 
 
@@ -135,5 +146,5 @@ def heat_layer(heat: np.ndarray) -> np.ndarray:
     return _LAYER[_level(heat)]
 
 
-def _level(heat):
+def _level(heat: np.ndarray) -> np.ndarray:
     return (heat * 255).round().astype(np.uint8)

@@ -9,7 +9,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
 from .preprocessing_cxr import GEOMETRIES, normalize, resize, restore
-from .reading_cxr import open_image
+from .reading_cxr import ImageSource, open_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,8 +32,9 @@ class CxrImageProcessor(BaseImageProcessor):
     Args:
         size: side of the square output in pixels, or {"height": h, "width": w}.
         num_channels: 1 or 3 (the grey image repeated).
-        image_mean, image_std: one value a channel, in units of full scale (0..1). The default is
-            ImageNet's (for one channel, the mean over its three).
+        image_mean: one value a channel, in units of full scale (0..1); None is ImageNet's (for one
+            channel, the mean over its three).
+        image_std: the same of the standard deviation.
         geometry: how images of other proportions fill the output, see `preprocessing_cxr.resize`.
         correct: whether negatives are inverted and plain frames cut away.
 
@@ -53,7 +54,7 @@ class CxrImageProcessor(BaseImageProcessor):
         geometry: str = "pad",
         correct: bool = True,
         **kwargs: Any,
-    ):
+    ) -> None:
         # Folders of before there were three geometries say "squash", true or false.
         geometry = "squash" if kwargs.pop("squash", False) else geometry
         super().__init__(**kwargs)
@@ -78,7 +79,7 @@ class CxrImageProcessor(BaseImageProcessor):
 
     def preprocess(
         self,
-        images: Any,
+        images: ImageSource | torch.Tensor | list | tuple,
         return_tensors: str | None = "pt",
         device: str | torch.device | None = None,
         **kwargs: Any,
@@ -114,16 +115,18 @@ class CxrImageProcessor(BaseImageProcessor):
         batch = BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
         return batch if device is None else batch.to(device)
 
-    def read(self, image: Any, shape: tuple[int, int] | None = None) -> np.ndarray:
+    def read(
+        self, image: ImageSource | torch.Tensor, shape: tuple[int, int] | None = None
+    ) -> np.ndarray:
         """`open`, then `resize` with the `shape` that a stored image had: uint16 (H, W)."""
         opened = self.open(image)
         return self.resize(opened.pixels, shape and opened.part_of(shape))
 
-    def load(self, image: Any) -> np.ndarray:
+    def load(self, image: ImageSource | torch.Tensor) -> np.ndarray:
         """The pixels of `open`: uint16 (h, w), 0..65535."""
         return self.open(image).pixels
 
-    def open(self, image: Any) -> CxrImage:
+    def open(self, image: ImageSource | torch.Tensor) -> CxrImage:
         """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too."""
         return open_image(_to_array(image), self.correct)
 

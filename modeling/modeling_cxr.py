@@ -29,7 +29,9 @@ from .pipeline_cxr import CxrImageClassificationPipeline
 REGISTRY: dict[str, type["CxrPreTrainedModel"]] = {}
 
 
-def register(name: str) -> Callable[[type], type]:
+def register(
+    name: str,
+) -> Callable[[type["CxrPreTrainedModel"]], type["CxrPreTrainedModel"]]:
     """Makes a family known: a class decorator.
 
     Args:
@@ -39,7 +41,7 @@ def register(name: str) -> Callable[[type], type]:
         ValueError: another class has this name.
     """
 
-    def add(model_class):
+    def add(model_class: type["CxrPreTrainedModel"]) -> type["CxrPreTrainedModel"]:
         known = REGISTRY.get(name, model_class).__name__
         if known != model_class.__name__:  # the same, where a module is read again
             raise ValueError(f"the name {name!r} is taken by {known}; choose another.")
@@ -77,7 +79,7 @@ class CxrPreTrainedModel(PreTrainedModel):
             custom_object_save(pipeline, save_directory)
 
 
-def _file_and_name(cls):
+def _file_and_name(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
@@ -97,8 +99,11 @@ class CxrNetwork(Protocol):
     num_features: int
 
     def forward_features(self, pixel_values: torch.Tensor) -> Any:
-        """Unpooled features of float (B, C, H, W): feature maps (B, c, h, w), tokens (B, n, c), or
-        whatever `forward_head` takes, such as a tuple of several branches."""
+        """Unpooled features of float (B, C, H, W).
+
+        Feature maps (B, c, h, w), tokens (B, n, c), or whatever `forward_head` takes, such as a
+        tuple of several branches.
+        """
 
     def forward_head(self, features: Any, pre_logits: bool = False) -> torch.Tensor:
         """Logits (B, K); with `pre_logits` the pooled features (B, D) that they are read from."""
@@ -147,7 +152,7 @@ class CxrClassifier(CxrPreTrainedModel):
 
     network: CxrNetwork
 
-    def __init__(self, config: CxrConfig):
+    def __init__(self, config: CxrConfig) -> None:
         config.check()
         super().__init__(config)
         self.outlier_detector = None if config.outlier_threshold is None else OutlierDetector()
@@ -179,7 +184,7 @@ class CxrClassifier(CxrPreTrainedModel):
         self.config.outlier_threshold = threshold
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         # timm initialises its own layers; only the heads are ours, as a checkpoint may lack them.
         if module in self.heads:
             normal_(module.weight, std=0.01)
@@ -301,7 +306,8 @@ class CxrClassifier(CxrPreTrainedModel):
         """The answer of `forward` and heatmaps; Grad-CAM for little more than the answer's price.
 
         Args:
-            pixel_values, target: see `grad_cam`.
+            pixel_values: float (B, C, H, W).
+            target: see `grad_cam`.
             method: "grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam" or "score_cam", with
                 a forward pass a channel; all but Grad-CAM by the grad-cam library.
 
@@ -336,11 +342,11 @@ class CxrClassifier(CxrPreTrainedModel):
         scores = self._scores(pixel_values, logits.detach())
         return CxrClassifierOutput(**scores, heatmaps=heatmaps)
 
-    def _forward_to_explain(self, pixel_values):
+    def _forward_to_explain(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Logits and the output of `map_layer`, with a graph from that on and none before."""
         kept = []
 
-        def keep(output):
+        def keep(output: Any) -> Any:
             if not torch.is_tensor(output):
                 kept.append(output)
                 return output
@@ -371,6 +377,7 @@ class CxrClassifier(CxrPreTrainedModel):
 
         Args:
             images: as `processor.open` gives them.
+            processor: the model's own.
             target: the class that the heatmaps explain; None for the most probable one.
             method: of the heatmaps, see `explain`; None makes none.
 
@@ -407,13 +414,13 @@ class CxrClassifier(CxrPreTrainedModel):
                 outputs[name][known] = output[name].float().cpu().numpy()
         return answers(outputs, images, config, target)
 
-    def _scores(self, pixel_values, logits):
+    def _scores(self, pixel_values: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         scores = {"logits": logits, "probabilities": self.probabilities(logits)}
         if self.outlier_detector is not None and self.config.outlier_threshold is not None:
             scores["outlier_score"] = self.outlier_detector(pixel_values)
         return scores
 
-    def _to_input(self, pixel_values):
+    def _to_input(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """In the model's precision, whatever that is: float16 answers what float32 is asked."""
         if not pixel_values.is_floating_point():
             raise ValueError(
@@ -427,14 +434,16 @@ class CxrClassifier(CxrPreTrainedModel):
             )
         return pixel_values.to(self.dtype)
 
-    def _check_columns(self, scores, name):
+    def _check_columns(self, scores: torch.Tensor, name: str) -> None:
         if scores.ndim != 2 or scores.shape[1] != self.config.num_labels:
             raise ValueError(
                 f"{name} has shape {tuple(scores.shape)}; this model takes "
                 f"(batch, {self.config.num_labels})."
             )
 
-    def _check_target(self, target, logits):
+    def _check_target(
+        self, target: int | Sequence[int] | torch.Tensor | None, logits: torch.Tensor
+    ) -> torch.Tensor:
         if target is None:
             return logits.argmax(1)
         targets = torch.as_tensor(target, device=logits.device)

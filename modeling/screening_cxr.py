@@ -1,6 +1,6 @@
-"""Checks and safe corrections of what people take for a chest X-ray file: screenshots,
-photographs of films, negatives.
+"""Checks and safe corrections of what people take for a chest X-ray file.
 
+Screenshots, photographs of films, negatives.
 Every threshold keeps clear of the 5,856 images of Kermany et al. 2018 and of three small sets of
 adults; the comments give the nearest value met there.
 """
@@ -62,8 +62,9 @@ WORSE = "expect the model to do worse than on the X-ray's own file."
 
 
 def screen(image: CxrImage) -> CxrImage:
-    """Undoes a negative, cuts plain frames away, warns of a light box and tells drawings; most
-    images pass as they are.
+    """Undoes a negative, cuts plain frames away, warns of a light box and tells drawings.
+
+    Most images pass as they are.
 
     Args:
         image: as read; what is no chest X-ray at all may be altered, too.
@@ -122,7 +123,7 @@ def camera_warnings(exif: Image.Exif) -> tuple[str, ...]:
     return ()
 
 
-def _content(pixels):
+def _content(pixels: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns inside plain frames, two slices."""
     top, left, (bottom, right) = 0, 0, pixels.shape
     for _ in range(PASSES):
@@ -141,7 +142,7 @@ def _content(pixels):
     return slice(top, bottom), slice(left, right)
 
 
-def _inside(lines, one_side):
+def _inside(lines: np.ndarray, one_side: bool) -> tuple[int, int]:
     """First and last line, exclusive, of what plain lines frame: all of them if it is no frame.
 
     `one_side`: whether a light bar at one end is enough.
@@ -169,7 +170,7 @@ def _inside(lines, one_side):
     return 0, count
 
 
-def _flat(lines):
+def _flat(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which lines are of one grey level, and which of these are light: two bool arrays."""
     lines = lines.astype(np.float32)
     level = np.median(lines, axis=1, keepdims=True)
@@ -179,7 +180,7 @@ def _flat(lines):
     return flat, flat & ~dark
 
 
-def _is_negative(pixels):
+def _is_negative(pixels: np.ndarray) -> bool:
     height, width = pixels.shape
     top, left = int(MARGIN * height), int(MARGIN * width)
     coarse = _sample(pixels[top : height - top, left : width - left]).astype(np.float32)
@@ -187,7 +188,7 @@ def _is_negative(pixels):
     if chest.std() < LEVEL:  # blank
         return False
     rows = (image - image.mean(axis=1, keepdims=True) for image in (chest, MEAN_CHEST))
-    return _correlation(chest, MEAN_CHEST) < NEGATIVE and _correlation(*rows) < BESIDE
+    return bool(_correlation(chest, MEAN_CHEST) < NEGATIVE and _correlation(*rows) < BESIDE)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -195,24 +196,27 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return (a * b).mean() / (a.std() * b.std() or np.inf)
 
 
-def _is_on_light_box(pixels):
+def _is_on_light_box(pixels: np.ndarray) -> bool:
     pixels = _sample(pixels)
     height, width = pixels.shape
     rows, columns = max(1, round(EDGE * height)), max(1, round(EDGE * width))
     sides = pixels[:rows], pixels[-rows:], pixels[:, :columns], pixels[:, -columns:]
     middle = pixels[height // 5 : -(height // 5), width // 5 : -(width // 5)]
-    return min(np.percentile(side, 25) for side in sides) > np.percentile(middle, 90)
+    return bool(min(np.percentile(side, 25) for side in sides) > np.percentile(middle, 90))
 
 
-def _is_drawn(pixels):
-    """Noise and shading leave an X-ray no large areas of one grey, unless it was heavily compressed
-    or enlarged by repeating pixels."""
+def _is_drawn(pixels: np.ndarray) -> bool:
+    """Whether large areas are of exactly one grey.
+
+    Noise and shading leave an X-ray none, unless it was heavily compressed or enlarged by repeating
+    pixels.
+    """
     step = -(-len(pixels) // ROWS)
     above, here = pixels[:-1:step], pixels[1::step]
     flat = (here[:, 1:] == here[:, :-1]) & (here[:, 1:] == above[:, 1:]) & (here[:, 1:] > BLACK)
     return bool(flat.mean() > FLAT)
 
 
-def _sample(pixels):
+def _sample(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape
     return pixels[:: -(-height // SAMPLES), :: -(-width // SAMPLES)]

@@ -15,7 +15,7 @@ class CxrTimmConfig(CxrConfig):
 
     model_type = "cxr-timm"
 
-    def __init__(self, architecture: str = "resnet18", **kwargs: Any):
+    def __init__(self, architecture: str = "resnet18", **kwargs: Any) -> None:
         self.architecture = architecture
         super().__init__(**kwargs)
 
@@ -30,7 +30,7 @@ class CxrTimmForImageClassification(CxrClassifier):
 
     config_class = CxrTimmConfig
 
-    def __init__(self, config: CxrTimmConfig):
+    def __init__(self, config: CxrTimmConfig) -> None:
         super().__init__(config)
         if not timm.is_model(config.architecture):
             raise ValueError(f"architecture is {config.architecture!r}, which timm does not know.")
@@ -49,16 +49,19 @@ class CxrTimmForImageClassification(CxrClassifier):
 
     @property
     def timm_name(self) -> str:
+        """The configuration's `architecture`."""
         return self.config.architecture
 
     @property
     def map_layer(self) -> nn.Module | None:
+        """Of a transformer the `norm1` of its last block; None for `forward_features`."""
         # In a transformer with a class token the head reads no patch token, so that their
         # gradients vanish after the last attention: the maps are those before it.
         blocks = getattr(self.network, "blocks", None)
         return None if blocks is None else getattr(blocks[-1], "norm1", None)
 
     def to_maps(self, output: Any) -> torch.Tensor | None:
+        """Feature maps (B, c, h, w) from patch tokens or maps of either layout; None of others."""
         if not torch.is_tensor(output):
             return None
         channels = self.network.num_features

@@ -7,7 +7,12 @@ from pathlib import Path
 
 
 def check_paths(paths: list[str]) -> None:
-    """Refuses paths that do not exist, and files that would be answered twice."""
+    """Refuses paths that would not be answered, or twice.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a path is named twice, or lies in another one.
+    """
     missing = next((path for path in paths if not os.path.lexists(path)), None)
     if missing is not None:
         raise FileNotFoundError(f"{missing} does not exist; name files or folders.")
@@ -27,6 +32,7 @@ def find_files(
     cannot be listed are not entered but given as if they were files, so that none is forgotten.
 
     Args:
+        paths: of files and folders.
         leave_out: files and folders to pass over where they exist.
     """
     known = map(os.stat, filter(os.path.exists, leave_out))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ def to_row(
     """`answers_cxr.table_row` with the heatmap's columns and the constants.
 
     Args:
+        prediction: of one file.
         names: of the classes.
         constants: `model`, and with heatmaps `method` and `target`: the columns that are the same
             in each row.
@@ -64,7 +66,7 @@ def reopen(path: Path, columns: list[str], constants: dict[str, str], form: str)
     start = to_text(dict(zip(columns, columns)), form) if form == "csv" else '{"file": "'
     statuses, read, whole, ended = {}, 0, 0, False
 
-    def lines():
+    def lines() -> Iterator[str]:
         nonlocal read, ended
         for line in file:
             if line.endswith(b"\n"):

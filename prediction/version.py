@@ -9,8 +9,9 @@ MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 
 def model_version(source: str) -> str:
-    """Its folder's name or Hub id, @, and the first 12 hex digits of the SHA-256 of its
-    configuration, preprocessing and weights.
+    """A model's folder name or Hub id, @, and the first 12 hex digits of a hash of its files.
+
+    The hash is the SHA-256 of its configuration, preprocessing and weights.
 
     Args:
         source: the folder or Hub id that the model was loaded from.

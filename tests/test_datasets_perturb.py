@@ -259,7 +259,7 @@ def test_a_warning_counts_the_rows_left_out(caplog):
         select_rows(split, "borders")
         select_rows(split, "lungs")
     assert [record.getMessage() for record in caplog.records] == [
-        "perturbation lungs leaves out 2 of 3 images without a lung mask"
+        "Perturbation lungs leaves out 2 of 3 images without a lung mask."
     ]
 
 

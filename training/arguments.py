@@ -64,14 +64,20 @@ def option(text: str) -> tuple[str, object]:
     """`key=value` with a YAML value, as `block_config=[2,2]`."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE.")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError:
         return key, value  # a regular expression, say
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
+def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list of the flags
+    """The flags of train.py; ends the program where one is wrong.
+
+    Raises:
+        ValueError: the file of --config is no YAML mapping.
+        OSError: it cannot be read.
+    """
     parser = argparse.ArgumentParser(
         description="Train a chest X-ray classifier.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -162,16 +168,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         argv = yaml_flags(args.config) + argv
     args = parser.parse_args(argv)
     if args.push_to_hub and not args.hub_model_id:
-        parser.error("--push_to_hub needs --hub_model_id ORG/NAME")
+        parser.error("--push_to_hub needs --hub_model_id ORG/NAME.")
     if args.report_to not in ("none", *get_available_trackers()):
-        parser.error(f"--report_to {args.report_to} needs that package: pip install it first")
+        parser.error(f"--report_to {args.report_to} needs that package: pip install it first.")
     check_ranges(parser, args, RANGES)
     args.dataset_options, args.model_options = dict(args.dataset_options), dict(args.model_options)
     for name in args.model_options:
         if hasattr(args, name):
-            parser.error(f"--model_options {name}=... has a flag of its own, use --{name}")
+            parser.error(f"--model_options {name}=... has a flag of its own, use --{name}.")
         if name in SET_BY_RUN:
-            parser.error(f"--model_options {name}=... is set by the data and the training")
+            parser.error(f"--model_options {name}=... is set by the data and the training.")
     return args
 
 
@@ -184,11 +190,16 @@ def check_ranges(
     for name, (low, high) in ranges.items():
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
-            parser.error(f"--{name} is {value}; it lies in {low} to {high}")
+            parser.error(f"--{name} is {value}; it lies in {low} to {high}.")
 
 
 def yaml_flags(path: str) -> list[str]:
-    """The flags in a YAML file, as if typed: one check for both."""
+    """The flags in a YAML file, as if typed: one check for both.
+
+    Raises:
+        ValueError: the file is no YAML mapping.
+        OSError: it cannot be read.
+    """
     try:
         content = yaml.safe_load(Path(path).read_text())
     except yaml.YAMLError as error:
@@ -209,7 +220,7 @@ def yaml_flags(path: str) -> list[str]:
 def recipe(args: argparse.Namespace) -> dict:
     """The arguments that make a run what it is, ready for JSON; paths by their last part alone."""
 
-    def public(value):
+    def public(value: object) -> object:
         if isinstance(value, list):
             return [public(item) for item in value]
         is_path = isinstance(value, str) and Path(value).expanduser().exists()

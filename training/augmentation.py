@@ -10,8 +10,9 @@ from modeling.image_cxr import FULL_SCALE
 
 
 def augment(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
-    """Small rotation, scale, stretch, shift, contrast, gamma and loss of resolution; no flip, as
-    it would move the heart.
+    """Small rotation, scale, stretch, shift, contrast, gamma and loss of resolution.
+
+    No flip, as it would move the heart.
 
     Args:
         images: (B, H, W), uint16 at full scale or floats in [0, 1].
@@ -22,7 +23,7 @@ def augment(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
         float32 (B, H, W) in [0, 1]; what moves in is black.
     """
 
-    def uniform(limit):
+    def uniform(limit: float) -> torch.Tensor:
         return (torch.rand(len(images), device=images.device) * 2 - 1) * limit
 
     if images.dtype == torch.uint16:

@@ -1,5 +1,7 @@
 """Averaging of weights over the steps of a training."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.optim.swa_utils import AveragedModel
 
@@ -10,10 +12,15 @@ def weight_average(model: torch.nn.Module, decay: float) -> AveragedModel:
     The decay warms up as (1 + t) / (10 + t), so that the first steps are soon forgotten.
 
     Args:
+        model: whose weights are averaged; the average is a copy.
         decay: its final value, in (0, 1).
     """
 
-    def update(averaged, current, num_averaged):
+    def update(
+        averaged: Sequence[torch.Tensor],
+        current: Sequence[torch.Tensor],
+        num_averaged: torch.Tensor | int,
+    ) -> None:
         warm = min(decay, (1 + float(num_averaged)) / (10 + float(num_averaged)))
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1 - warm)

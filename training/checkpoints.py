@@ -41,6 +41,7 @@ def save_checkpoint(
     """Writes `folder/step_00000123` under another name and renames it when it is whole.
 
     Args:
+        accelerator: has prepared, or registered, what is saved.
         folder: holds a run's checkpoints; the two newest are kept.
         step: batches so far.
         progress: JSON-ready state of the loop.
@@ -82,6 +83,8 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, recipe: dict) -> tup
     """Restores the newest checkpoint into what `accelerator` prepared.
 
     Args:
+        accelerator: has prepared, or registered, what is restored.
+        folder: holds a run's checkpoints.
         recipe: what must be the same in the checkpoint's `progress`.
 
     Returns:

@@ -47,7 +47,9 @@ class PixelDataset(torch.utils.data.Dataset):
         warnings: see above.
     """
 
-    def __init__(self, split: Dataset, pixels: np.ndarray, warnings: dict[str, int] | None = None):
+    def __init__(
+        self, split: Dataset, pixels: np.ndarray, warnings: dict[str, int] | None = None
+    ) -> None:
         self.pixels = pixels
         self.warnings = warnings or {}
         self.image_ids = np.array(split["image_id"][:])
@@ -88,6 +90,10 @@ def decode_splits(
     `dataset`.
 
     Args:
+        dataset: in the dataset schema.
+        processor: decodes and resizes, as for the model.
+        cache_dir: holds the files, of earlier runs too.
+        max_unreadable: share of a split's images, in [0, 1].
         perturbation: alters the images between reading and resizing, see
             `datasets_scripts.PERTURBATIONS`.
         seed: of the perturbation.
@@ -164,6 +170,7 @@ def summarize(
     """What the model card says of the data, ready for JSON.
 
     Args:
+        dataset: in the dataset schema, with a split "train".
         name: what the data set is called.
         warnings: of each split, what `decode_splits` noticed.
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from modeling import CxrImageProcessor
 from modeling.configuration_cxr import CxrConfig
 from modeling.loss_cxr import classification_loss
-from modeling.modeling_cxr import CxrPreTrainedModel
+from modeling.modeling_cxr import CxrClassifier
 
 
 class Teachers:
@@ -26,11 +26,11 @@ class Teachers:
 
     def __init__(
         self,
-        models: Mapping[str, tuple[CxrPreTrainedModel, CxrImageProcessor]],
+        models: Mapping[str, tuple[CxrClassifier, CxrImageProcessor]],
         processor: CxrImageProcessor,
         config: CxrConfig,
         device: torch.device,
-    ):
+    ) -> None:
         self.multi_label = config.is_multi_label
         self.pairs = []
         for name, (model, own) in models.items():
@@ -55,6 +55,7 @@ class Teachers:
 
         Args:
             images: float (B, H, W) in [0, 1], augmented.
+            temperature: > 0; the logits are divided by it.
 
         Returns:
             float32 (B, K).
@@ -84,6 +85,7 @@ def student_loss(
     Args:
         logits: float (B, K).
         labels: see `classification_loss`.
+        config: the student's.
         targets: probabilities of the teachers, float (B, K); None without teachers.
         weight: share of the teachers' part, in [0, 1].
         temperature: at which `targets` were made; the gradients are scaled by its square, after

@@ -19,6 +19,7 @@ from evaluation.saliency import (
     measure_heatmap,
     randomization_check,
 )
+from modeling.modeling_cxr import CxrClassifier
 from training.subject import Subject
 
 
@@ -35,7 +36,9 @@ def saliency_rows(
     Pointing game and IoU are those of the boxes where the data have boxes.
 
     Args:
+        subject: the model and its images.
         predictions: at the model's operating point.
+        args: of validate.py; `seed` and `curves` choose the images that have curves.
     """
     split, targets, rows = subject.split, decided_classes(predictions), []
     curves = set(chosen_rows(subject, args).tolist())
@@ -58,7 +61,7 @@ def saliency_rows(
         if row in curves:
 
             @torch.no_grad()
-            def score(images, target=target):
+            def score(images: np.ndarray, target: int = target) -> np.ndarray:
                 images = torch.from_numpy(images).float().to(subject.model.device)
                 return subject.model(images).probabilities[:, target].cpu().numpy()
 
@@ -97,7 +100,7 @@ def chosen_rows(subject: Subject, args: argparse.Namespace) -> np.ndarray:
     return np.random.default_rng(args.seed).permutation(len(subject.split))[: args.curves]
 
 
-def layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+def layers(model: CxrClassifier) -> list[tuple[str, torch.nn.Module]]:
     """The network's parts that hold weights, from the image to the classifier."""
     found = []
     for name, module in model.network.named_children():
@@ -113,7 +116,10 @@ def draw_gallery(
     """The most confident mistakes and the least certain cases, each under every model's heatmap.
 
     Args:
-        models: predictions at each model's operating point.
+        folder: of the report.
+        subjects: the models, all of the same images.
+        models: predictions at each model's operating point, by name.
+        count: cases to show, at most.
 
     Raises:
         OSError: `folder`/gallery or gallery.json cannot be written.

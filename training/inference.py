@@ -16,6 +16,8 @@ def make_loader(split: PixelDataset, batch_size: int, seed: int | None = None) -
     """Batches as `PixelDataset` gives them; not yet prepared by Accelerate.
 
     Args:
+        split: to take them from.
+        batch_size: images.
         seed: of a training split: shuffled, or drawn by its weights; a last batch of one image is
             left out. None keeps the order, and every image.
     """
@@ -33,10 +35,16 @@ def predict(
     """Logits of every image once, whatever the number of processes, in the split's order.
 
     Args:
-        loader: prepared by `accelerator`.
+        model: gives `logits` of `pixel_values`; left in evaluation mode.
+        loader: of `make_loader`, prepared by `accelerator`.
+        processor: makes `pixel_values` of decoded pixels.
+        accelerator: joins the processes.
 
     Returns:
         float32 (N, K), on the CPU.
+
+    Raises:
+        RuntimeError: an image has no logits, or has them twice.
     """
     model.eval()
     # Each process keeps batch statistics of its own; those of the first are the ones saved.

@@ -24,6 +24,8 @@ def draw_outliers(xrays: np.ndarray, count: int, seed: int) -> np.ndarray:
 
     Args:
         xrays: uint16 (N, H, W), training images, which an eighth of the outliers are made from.
+        count: images to draw.
+        seed: of the draws.
 
     Returns:
         uint16 (count, 128, 128), 0..65535.
@@ -301,7 +303,9 @@ def _disc(draw: ImageDraw.ImageDraw, centre: np.ndarray, half: np.ndarray, tone:
     draw.ellipse((*(centre - half), *(centre + half)), fill=float(tone))
 
 
-def _rod(draw: ImageDraw.ImageDraw, start, end, width: float, tone: float) -> None:
+def _rod(
+    draw: ImageDraw.ImageDraw, start: np.ndarray, end: np.ndarray, width: float, tone: float
+) -> None:
     draw.line((*start, *end), fill=float(tone), width=int(width))
     for joint in (start, end):
         _disc(draw, joint, np.full(2, 0.65 * width), tone)

@@ -39,8 +39,10 @@ def fit_outlier_detector(
     """Teaches a detector, and sets the score above which an image is refused.
 
     Args:
-        train, validation: uint16 (N, H, W), decoded X-rays; of large sets a part is used.
+        train: uint16 (N, H, W), decoded X-rays; of a large set a part is used.
+        validation: likewise.
         processor: makes `pixel_values` of them, as for the model.
+        seed: of weights, order, alterations and drawn outliers.
 
     Returns:
         The detector, in evaluation mode on the CPU, and its threshold: the score that 99 % of the
@@ -82,7 +84,7 @@ def _sample(count: int) -> np.ndarray:
 
 
 def _vary(pixels: torch.Tensor) -> torch.Tensor:
-    """float (B, h, w) in [0, 1]: an anisotropic crop, `augment`, and a veil that fades across."""
+    """An anisotropic crop, `augment`, and a veil that fades across: float (B, h, w) in [0, 1]."""
     height, width = pixels.shape[1:]
     rows, columns = (
         slice(first, first + length)

@@ -52,5 +52,5 @@ def push_run(folder: Path, repo_id: str) -> str:
     return commit.commit_url
 
 
-def _one_line(error):
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

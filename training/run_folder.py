@@ -14,7 +14,7 @@ from evaluation.metrics import compute_metrics
 from evaluation.pages.model_card import write_model_card
 from evaluation.predictions import read_predictions, write_predictions
 from modeling import CxrImageProcessor
-from modeling.modeling_cxr import CxrPreTrainedModel
+from modeling.modeling_cxr import CxrClassifier
 from training.arguments import recipe
 from training.data import PixelDataset
 from training.half import save_half
@@ -22,7 +22,7 @@ from training.half import save_half
 
 def write_run(
     folder: Path,
-    model: CxrPreTrainedModel,
+    model: CxrClassifier,
     processor: CxrImageProcessor,
     splits: dict[str, PixelDataset],
     logits: dict[str, torch.Tensor],
@@ -38,10 +38,16 @@ def write_run(
     at that operating point.
 
     Args:
+        folder: to make and fill.
+        model: with its final weights; its configuration gets the operating point.
+        processor: the model's.
+        splits: the images of each name in `logits`.
         logits: float32 (N, K) of "validation", perhaps "operation" (validation images altered), and
             "test" unless the run skipped it.
         progress: `best_epoch`, `seconds` and `history` of the loop.
+        args: of train.py.
         dataset: the summary of `training.data.summarize`.
+        device: what the run was trained on, for the card.
 
     Returns:
         What metrics.json holds.

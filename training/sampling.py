@@ -24,7 +24,7 @@ class WeightedSampler(Sampler[int]):
         ValueError: weights that are no such numbers.
     """
 
-    def __init__(self, weights: Sequence[float], num_samples: int, seed: int):
+    def __init__(self, weights: Sequence[float], num_samples: int, seed: int) -> None:
         self.weights = torch.as_tensor(weights, dtype=torch.float64)
         if not (self.weights >= 0).all() or not 0 < self.weights.sum() < torch.inf:
             raise ValueError(
@@ -35,6 +35,7 @@ class WeightedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Chooses the draws of the next pass, as Accelerate's loader does for each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -36,13 +36,14 @@ class Subject:
         name: what the report calls it.
         model_id: a folder or Hub id.
         split: in the dataset schema.
+        args: of validate.py.
 
     Raises:
         ValueError: the model does not fit the data, or an image id appears twice.
         OSError: the model cannot be found.
     """
 
-    def __init__(self, name: str, model_id: str, split: Dataset, args: argparse.Namespace):
+    def __init__(self, name: str, model_id: str, split: Dataset, args: argparse.Namespace) -> None:
         self.name, self.id = name, model_id
         self.model, self.processor = load_model(model_id)
         check_fit(model_id, self.model.config, self.processor, split)
@@ -85,6 +86,7 @@ class Subject:
         return self.to_predictions(logits, args.split)
 
     def to_predictions(self, logits: torch.Tensor, name: str) -> Predictions:
+        """Logits (N, K) joined to what the split `name` says of its images."""
         return to_predictions(self.pixels, logits, name, self.columns)
 
     def has_heatmaps(self) -> bool:
@@ -103,7 +105,8 @@ class Subject:
 
         Args:
             mask: see `modeling.reading_cxr.read_mask`.
-            image, shape: as `open` gives them.
+            image: as `open` gives it.
+            shape: likewise.
         """
         inside = read_mask(mask, image).astype(np.uint16) * FULL_SCALE
         return self.processor.resize(inside, shape) > FULL_SCALE // 2
@@ -143,7 +146,11 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
 
 
 def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split: Dataset) -> None:
-    """Refuses a model whose task, classes or preprocessing do not fit the data or one another."""
+    """Refuses a model whose task, classes or preprocessing do not fit the data or one another.
+
+    Raises:
+        ValueError: they do not.
+    """
     side = {"height": config.image_size, "width": config.image_size}
     if dict(processor.size) != side or processor.num_channels != config.num_channels:
         raise ValueError(

@@ -7,26 +7,22 @@ exclusive classes share a temperature. They are those of `CxrConfig`.
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from .arrays_cxr import cast, like, namespace
-
-if TYPE_CHECKING:
-    import torch
-
-    Array = np.ndarray | torch.Tensor
+from .arrays_cxr import Array, cast, like, namespace
 
 METHODS = ("temperature", "platt", "isotonic")
 
 
-def calibrate(logits: "Array", calibration: dict | None, multi_label: bool) -> "Array":
+def calibrate(logits: Array, calibration: dict | None, multi_label: bool) -> Array:
     """Calibrated logits.
 
     Args:
         logits: float (B, K), an array or a tensor.
         calibration: see `CxrConfig`; None leaves the logits as they are.
+        multi_label: whether each class is told by itself.
 
     Returns:
         float64 (B, K), or float32 on a device without float64; with a map of class 1 alone, the
@@ -47,7 +43,7 @@ def calibrate(logits: "Array", calibration: dict | None, multi_label: bool) -> "
     return log_odds if multi_label else log_odds * like(logits, [0, 1])
 
 
-def _piecewise_linear(x: "Array", knots: Sequence[float], values: Sequence[float]) -> "Array":
+def _piecewise_linear(x: Array, knots: Sequence[float], values: Sequence[float]) -> Array:
     """Linear between the knots, flat outside: the first value plus every segment's share of rise.
 
     Clips alone, so that it exports to ONNX and has a gradient.
@@ -58,11 +54,11 @@ def _piecewise_linear(x: "Array", knots: Sequence[float], values: Sequence[float
 
 
 def to_probabilities(
-    calibrated: "Array",
+    calibrated: Array,
     multi_label: bool,
     old: Sequence[float] | None = None,
     new: float | Sequence[float] | None = None,
-) -> "Array":
+) -> Array:
     """Softmax or sigmoid of calibrated logits, at another prevalence if one is given.
 
     Bayes' rule for classes that look alike in both places: each probability times new / old,
@@ -71,6 +67,7 @@ def to_probabilities(
 
     Args:
         calibrated: float (B, K), see `calibrate`.
+        multi_label: a sigmoid each, not a softmax over the classes.
         old: share of each class where the model was calibrated, (K,).
         new: the same where the images come from, or the share of class 1 of two; None leaves the
             probabilities at the old prevalence.
@@ -109,16 +106,18 @@ def _log_ratio(new: Sequence[float], old: Sequence[float]) -> list[float]:
 
 
 def decide(
-    probabilities: "Array",
+    probabilities: Array,
     thresholds: Sequence[float] | None,
     abstention: Sequence[Sequence[float]] | None,
     multi_label: bool,
-) -> "Array":
+) -> Array:
     """Decisions at the operating point.
 
     Args:
         probabilities: float (B, K), calibrated, an array or a tensor.
-        thresholds, abstention: see `CxrConfig`.
+        thresholds: see `CxrConfig`.
+        abstention: see `CxrConfig`.
+        multi_label: decide for each class by itself, not for one of them.
 
     Returns:
         int64 (B,) class indices, or (B, K) of 1 and 0 when `multi_label`; -1 in a band.
@@ -191,7 +190,7 @@ def check_prevalence(prevalence: Sequence[float], num_labels: int, multi_label: 
         )
 
 
-def _check_calibration(calibration, count, exclusive):
+def _check_calibration(calibration: Any, count: int, exclusive: bool) -> None:
     method = calibration.get("method") if isinstance(calibration, dict) else None
     if method not in METHODS:
         raise ValueError(
@@ -221,7 +220,7 @@ def _check_calibration(calibration, count, exclusive):
             )
 
 
-def _is_rising(knots, values):
+def _is_rising(knots: Any, values: Any) -> bool:
     if not _is_list(knots) or not knots:
         return False
     if not (_are_numbers(knots, len(knots)) and _are_numbers(values, len(knots))):
@@ -230,11 +229,11 @@ def _is_rising(knots, values):
     return rising and all(a <= b for a, b in zip(values, values[1:]))
 
 
-def _is_list(given, length=None):
+def _is_list(given: Any, length: int | None = None) -> bool:
     return isinstance(given, (list, tuple)) and (length is None or len(given) == length)
 
 
-def _are_numbers(given, length):
+def _are_numbers(given: Any, length: int) -> bool:
     return _is_list(given, length) and all(
         isinstance(value, Real) and math.isfinite(value) for value in given
     )

@@ -110,7 +110,7 @@ def decode_frame(
     )
 
 
-def _check_codestream(frame, shape, allocated):
+def _check_codestream(frame: bytes, shape: tuple[int, int, int], allocated: int) -> int:
     """The precision of a JPEG, JPEG-LS or JPEG 2000 frame, `allocated` bits at most."""
     if frame[:4] == CODESTREAM:
         _, _, right, bottom, left, top, tile_width, tile_height = struct.unpack(
@@ -130,7 +130,7 @@ def _check_codestream(frame, shape, allocated):
     return precision
 
 
-def _jpeg_frame_header(frame):
+def _jpeg_frame_header(frame: bytes) -> tuple[int, int, int, int]:
     """Precision, rows, columns and components of JPEG or JPEG-LS (ITU-T T.81 B.2.2)."""
     if frame[:2] != b"\xff\xd8":
         raise ValueError("no start of image")
@@ -145,7 +145,7 @@ def _jpeg_frame_header(frame):
         position += 2 + length
 
 
-def _check_rle(frame, pixels, segments):
+def _check_rle(frame: bytes, pixels: int, segments: int) -> None:
     """PackBits adds one byte in 128 at worst; more would inflate to more than the image."""
     limit = pixels * segments * 129 // 128 + 2**12
     if struct.unpack("<I", frame[:4])[0] != segments or len(frame) > limit:

@@ -48,7 +48,7 @@ class DataSet:
         ValueError: truncated, or no pydicom; a sentence's end each.
     """
 
-    def __init__(self, file: io.BytesIO, order: str = "<", last_group: int = 0xFFFF):
+    def __init__(self, file: io.BytesIO, order: str = "<", last_group: int = 0xFFFF) -> None:
         self.order = order
         self.values = {}
         try:
@@ -140,7 +140,9 @@ def read_data_set(content: bytes) -> tuple[str, DataSet]:
     return syntax, DataSet(file, ">" if big else "<")
 
 
-def _elements(file, order, last_group) -> Iterator[tuple[str, str | None, int, bytes]]:
+def _elements(
+    file: io.BytesIO, order: str, last_group: int
+) -> Iterator[tuple[str, str | None, int, bytes]]:
     """Yields keyword, VR, length and value, up to the delimiter of an item or the file's end.
 
     pydicom's reader is stopped at two kinds of elements, which are stepped over here. A character
@@ -156,7 +158,7 @@ def _elements(file, order, last_group) -> Iterator[tuple[str, str | None, int, b
     keywords = {tag_for_keyword(keyword): keyword for keyword in KEYWORDS}
     outer_implicit, outermost, depth, stopped = None, None, 0, ()
 
-    def stop_when(tag, vr, length):
+    def stop_when(tag: int, vr: str | None, length: int) -> bool:
         nonlocal stopped
         special = tag >> 16 > last_group or tag in (CHARACTER_SET, SEQUENCE_END)
         stopped = (int(tag), vr, length, file.tell()) if special or length == UNDEFINED else ()

@@ -46,7 +46,9 @@ def classification_loss(
     return F.cross_entropy(logits, labels, weights, label_smoothing=config.label_smoothing)
 
 
-def _multi_label_loss(logits, labels, weights, config):
+def _multi_label_loss(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, config: CxrConfig
+) -> torch.Tensor:
     if config.loss == "focal":
         alpha = -1 if config.focal_alpha is None else config.focal_alpha
         losses = sigmoid_focal_loss(logits, labels, alpha, config.focal_gamma)
@@ -57,7 +59,9 @@ def _multi_label_loss(logits, labels, weights, config):
     return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
 
 
-def _focal_loss(logits, labels, weights, config):
+def _focal_loss(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, config: CxrConfig
+) -> torch.Tensor:
     """Lin et al. 2017, equation 5, with the softmax probability of the true class as p_t."""
     log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
     losses = -((1 - log_p.exp()) ** config.focal_gamma) * log_p

@@ -20,7 +20,7 @@ def shrink(images: torch.Tensor) -> torch.Tensor:
 class OutlierDetector(nn.Module):
     """Four strided convolutions on a small copy of the image: 61,425 parameters."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         blocks, channels = [], 1
         for width in WIDTHS:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from .arrays_cxr import cast, like, namespace
+from .arrays_cxr import Array, cast, like, namespace
 from .image_cxr import FULL_SCALE
 
 GEOMETRIES = ("pad", "squash", "crop")
@@ -51,7 +51,8 @@ def restore(
 
     Args:
         heatmap: float (H, W).
-        size, geometry: see `resize`.
+        size: see `resize`.
+        geometry: see `resize`.
         shape: height and width of the original image, pixels.
 
     Returns:
@@ -67,12 +68,13 @@ def restore(
     return framed
 
 
-def normalize(pixels, mean: Sequence[float], std: Sequence[float]):
+def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """Scales to a mean and a standard deviation, and repeats the grey image to their channels.
 
     Args:
         pixels: array or tensor (B, H, W), uint16 at full scale or floats in [0, 1].
-        mean, std: one value a channel, in units of full scale.
+        mean: one value a channel, in units of full scale.
+        std: the same of the standard deviation.
 
     Returns:
         float32 (B, C, H, W), an array or a tensor on the input's device.
@@ -84,7 +86,9 @@ def normalize(pixels, mean: Sequence[float], std: Sequence[float]):
     return (pixels[:, None] - mean) / std
 
 
-def _placement(shape, size, geometry):
+def _placement(
+    shape: tuple[float, float], size: tuple[int, int], geometry: str
+) -> tuple[tuple[float, float, float, float], tuple[int, int, int, int]]:
     """The part of an image that is shown, and its place in the output.
 
     Both are (top, left, bottom, right); the first in pixels of the image, the second in whole

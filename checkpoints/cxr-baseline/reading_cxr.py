@@ -5,7 +5,6 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +20,8 @@ from .image_cxr import (
     is_slow_jpeg,
 )
 from .screening_cxr import camera_warnings, colour_warnings, screen
+
+ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 # The formats that X-rays come in. Others that Pillow reads start programs, are for icons, or, as
 # GIF with its comments, take time that grows with the square of a file's size.
@@ -42,7 +43,7 @@ UPRIGHT = {
 }
 
 
-def open_image(image: Any, correct: bool = True) -> CxrImage:
+def open_image(image: ImageSource, correct: bool = True) -> CxrImage:
     """Reads the grey image at its own size, and what there is to say about it.
 
     All files are known by their content, DICOM read by its header. The others are PNG, JPEG, TIFF,
@@ -67,7 +68,7 @@ def open_image(image: Any, correct: bool = True) -> CxrImage:
     return screen(opened) if correct else opened
 
 
-def read_mask(mask: Any, image: CxrImage) -> np.ndarray:
+def read_mask(mask: ImageSource, image: CxrImage) -> np.ndarray:
     """A mask of an image's file, of that file's shape or another, in the frame of its pixels.
 
     Args:
@@ -88,7 +89,7 @@ def read_mask(mask: Any, image: CxrImage) -> np.ndarray:
     return np.array(inside)[top : height - bottom, left : width - right]
 
 
-def _open(image: Any) -> CxrImage:
+def _open(image: ImageSource) -> CxrImage:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
@@ -120,7 +121,7 @@ def _from_text(text: str) -> CxrImage:
     return _from_file(content, "the image")
 
 
-def _from_file(content, name):
+def _from_file(content: bytes, name: str) -> CxrImage:
     check_file_size(len(content), name)
     if is_dicom(content):
         return read_dicom(content, name)
@@ -160,7 +161,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: damaged image file ({reason}).") from None
 
 
-def _from_pil(image, name):
+def _from_pil(image: Image.Image, name: str) -> CxrImage:
     check_shape(image.size, name)
     deep = image.mode.startswith("I") or image.mode == "F"
     with _decoding(name):
@@ -178,7 +179,7 @@ def _from_pil(image, name):
     return CxrImage(pixels, warnings)
 
 
-def _luma(image):
+def _luma(image: Image.Image) -> np.ndarray:
     grey = np.empty((image.height, image.width), np.uint16)
     for rows in _bands(*grey.shape):
         band = image.crop((0, rows.start, image.width, rows.stop))
@@ -187,13 +188,13 @@ def _luma(image):
     return grey
 
 
-def _colours(image):
+def _colours(image: Image.Image) -> np.ndarray:
     """Some of its pixels, uint8 (h, w, 3)."""
     size = [min(side, COLOUR_SAMPLES) for side in image.size]
     return np.asarray(_opaque(image.resize(size, Image.Resampling.NEAREST)).convert("RGB"))
 
 
-def _opaque(image):
+def _opaque(image: Image.Image) -> Image.Image:
     """In mode 1, L or RGB; what is transparent shows black."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -201,7 +202,7 @@ def _opaque(image):
     return image if image.mode in ("1", "L", "RGB") else image.convert("RGB")
 
 
-def _bands(height, width):
+def _bands(height: int, width: int) -> list[slice]:
     """Slices of rows that make up the height."""
     rows = max(1, BAND // width)
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
@@ -228,7 +229,7 @@ def _from_array(array: np.ndarray) -> CxrImage:
     return CxrImage(grey)
 
 
-def _grey_from_array(array, name):
+def _grey_from_array(array: np.ndarray, name: str) -> np.ndarray:
     """uint16 at full scale from (h, w) or (h, w, c) of bool, integers or floats."""
     low, high = array.min(), array.max()
     if array.dtype.kind == "f":

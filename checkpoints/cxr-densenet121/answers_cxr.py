@@ -64,7 +64,8 @@ class CxrAnswer:
 
         Args:
             processor: the image processor that read the image.
-            height, width: of the image, or of a copy of another size, pixels.
+            height: of the image, or of a copy of another size, pixels.
+            width: the same.
 
         Returns:
             float32 (height, width) in [0, 1]; zeros where there is no heatmap.

@@ -25,7 +25,7 @@ class CxrDenseNetConfig(CxrConfig):
         block_config: Sequence[int] = (6, 12, 24, 16),
         growth_rate: int = 32,
         **kwargs: Any,
-    ):
+    ) -> None:
         self.block_config = list(block_config)
         self.growth_rate = growth_rate
         super().__init__(**kwargs)
@@ -38,7 +38,7 @@ class CxrDenseNetForImageClassification(CxrClassifier):
     config_class = CxrDenseNetConfig
     timm_name = "densenet121"
 
-    def __init__(self, config: CxrDenseNetConfig):
+    def __init__(self, config: CxrDenseNetConfig) -> None:
         super().__init__(config)
         self.network = DenseNet(
             growth_rate=config.growth_rate,

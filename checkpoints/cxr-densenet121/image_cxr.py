@@ -90,7 +90,9 @@ def check_file_size(count: int, name: str) -> None:
 
 
 def is_slow_jpeg(content: bytes) -> bool:
-    """Whether a file is a JPEG of over 100 scans or segments of Exif data, which may be small and
-    take minutes to read."""
+    """Whether a file is a JPEG of over 100 scans or segments of Exif data.
+
+    A small one may take minutes to read.
+    """
     parts = max(content.count(b"\xff\xda"), content.count(b"Exif\0\0"))
     return content.startswith(b"\xff\xd8") and parts > MAX_JPEG_PARTS

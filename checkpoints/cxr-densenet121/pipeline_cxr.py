@@ -1,11 +1,15 @@
 """`pipeline("image-classification")` on the model's own preprocessing and probabilities."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from huggingface_hub import get_session
-from transformers import ImageClassificationPipeline
+from transformers import ImageClassificationPipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .answers_cxr import refusal
+from .reading_cxr import ImageSource
 
 
 class CxrImageClassificationPipeline(ImageClassificationPipeline):
@@ -21,7 +25,12 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
     class, where the images come from.
     """
 
-    def _sanitize_parameters(self, prevalence=None, function_to_apply=None, **kwargs):
+    def _sanitize_parameters(
+        self,
+        prevalence: float | Sequence[float] | None = None,
+        function_to_apply: Any = None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if function_to_apply is not None:
             raise ValueError(
                 f"function_to_apply is {function_to_apply!r}; this model's scores are calibrated "
@@ -32,7 +41,10 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
             postprocess["prevalence"] = prevalence
         return preprocess, forward, postprocess
 
-    def preprocess(self, image, timeout=None):
+    def preprocess(
+        self, image: ImageSource | torch.Tensor, timeout: float | None = None
+    ) -> dict[str, torch.Tensor]:
+        """`pixel_values`, (1, C, H, W) in the model's precision, and `drawn`, bool (1,)."""
         if isinstance(image, str) and image.startswith(("http://", "https://")):
             response = get_session().get(image, timeout=timeout, follow_redirects=True)
             response.raise_for_status()
@@ -42,11 +54,17 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
         pixel_values = self.image_processor.normalize(pixels).to(self.dtype)
         return {"pixel_values": pixel_values, "drawn": torch.tensor([opened.drawn])}
 
-    def _forward(self, model_inputs):
+    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         drawn = model_inputs.pop("drawn")
         return {**self.model(**model_inputs), "drawn": drawn}
 
-    def postprocess(self, model_outputs, prevalence=None, top_k=5):
+    def postprocess(
+        self,
+        model_outputs: Mapping[str, torch.Tensor],
+        prevalence: float | Sequence[float] | None = None,
+        top_k: int = 5,
+    ) -> list[dict[str, str | float | bool]]:
+        """One image's answer, see the class."""
         logits = model_outputs["logits"]
         scores = self.model.probabilities(logits, prevalence)[0].tolist()
         labels = [self.model.config.id2label[index] for index in range(len(scores))]
@@ -68,7 +86,10 @@ class LoadedModelPipeline(ImageClassificationPipeline):
     it by the model's `pipelines`. Models of others get transformers' pipeline, as before.
     """
 
-    def __new__(cls, model, *args, **kwargs):
+    def __new__(
+        cls, model: PreTrainedModel, *args: Any, **kwargs: Any
+    ) -> ImageClassificationPipeline:
+        """The pipeline that the model names, or else transformers' own."""
         own = getattr(model, "pipelines", {}).get("image-classification")
         return (own or ImageClassificationPipeline)(model, *args, **kwargs)
 

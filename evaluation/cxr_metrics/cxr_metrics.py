@@ -48,7 +48,7 @@ Example:
 class CXRMetrics(evaluate.Metric):
     """Configurations: "default" (one class an image) and "multilabel"."""
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         if self.config_name not in ("default", "multilabel"):
             raise ValueError(
                 f"{self.config_name!r} is no configuration of cxr_metrics; "
@@ -72,12 +72,12 @@ class CXRMetrics(evaluate.Metric):
     def _compute(
         self,
         predictions: list[list[float]],
-        references: list,
+        references: list[int] | list[list[int]],
         patient_ids: list[str],
         class_names: Sequence[str] | None = None,
         thresholds: Sequence[float] | None = None,
         split: str = "test",
-        **options,
+        **options: int | Sequence[float],
     ) -> dict:
         logits = _table(predictions, "predictions")
         multi_label = self.config_name == "multilabel"

@@ -28,9 +28,9 @@ def draw_case(
     targets: Mapping[str, str],
     path: str | Path,
 ) -> None:
-    """A case as one JPEG: the X-ray, and over it the heatmap of each model, side by side; a cross
-    marks the models that err.
+    """A case as one JPEG: the X-ray, and over it the heatmap of each model, side by side.
 
+    A cross marks the models that err.
     Heat is Grad-CAM times the probability of the class it explains, so that colour and opacity mean
     the same in every picture; Grad-CAM alone is as hot on a healthy chest as on a sick one.
 
@@ -95,7 +95,13 @@ def _overlay(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return overlay(grey.astype(np.uint16) << 8, heat)
 
 
-def _write(canvas: Image.Image, text: str, corner: tuple[int, int], width: int, colour) -> None:
+def _write(
+    canvas: Image.Image,
+    text: str,
+    corner: tuple[int, int],
+    width: int,
+    colour: str | tuple[int, int, int],
+) -> None:
     """One line, as small as it must be to fit, and cut where even the smallest type does not."""
     text, fonts = printable(text), Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
     for size in range(FONT_SIZE, MIN_FONT_SIZE - 1, -1):

@@ -53,6 +53,7 @@ def plot_roc(
     Args:
         models: name -> predictions of one task.
         metrics: name -> what `compute_metrics` gives for it.
+        path: of the PNG; the SVG goes beside it.
         bands: name -> what `curve_bands` gives for it.
 
     Raises:

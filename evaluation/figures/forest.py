@@ -24,6 +24,7 @@ def plot_forest(rows: Sequence[Row], path: str | Path, title: str, label: str) -
         rows: (name, entry of `compute_metrics`, number of images), drawn from the top. A row
             whose entry is None is a heading over those that follow. An undefined entry is written
             as such, without a marker; one without an interval has a marker alone.
+        path: of the PNG; the SVG goes beside it.
         title: of the figure.
         label: of the axis, e.g. "AUROC".
 

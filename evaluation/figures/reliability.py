@@ -56,12 +56,14 @@ class Reliability(NamedTuple):
 def reliability_bins(
     positive: np.ndarray, probability: np.ndarray, num_bins: int = ECE_BINS
 ) -> Reliability:
-    """Bins of equal width, as in the ECE of `compute_metrics`, which is the sum over bins of
-    `count / n * |observed - predicted|`.
+    """Bins of equal width, as in the ECE of `compute_metrics`.
+
+    The ECE is their sum of `count / n * |observed - predicted|`.
 
     Args:
         positive: bool (N,).
         probability: float (N,) in [0, 1].
+        num_bins: between 0 and 1, empty ones included.
     """
     index = np.minimum((probability * num_bins).astype(int), num_bins - 1)
     totals = np.bincount(index, minlength=num_bins)
@@ -86,7 +88,9 @@ def plot_reliability(
     ECE and the 95 % interval of the error without the ECE's upward bias, which may lie below it.
 
     Args:
-        metrics: name -> what `compute_metrics` gives for the model.
+        models: name -> predictions of one task.
+        metrics: name -> what `compute_metrics` gives for it.
+        path: of the PNG; the SVG goes beside it.
 
     Raises:
         ValueError: no model, models of different classes, or `path` not ending in .png.

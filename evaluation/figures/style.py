@@ -88,7 +88,7 @@ class Series(NamedTuple):
 
     @property
     def missing(self) -> str:
-        """ "no image of NAME", "no image without NAME", or "" where both are there."""
+        """Either "no image of NAME" or "no image without NAME", or "" where both are there."""
         if not self.positive.any():
             return f"no image of {self.name}"
         return f"no image without {self.name}" if self.positive.all() else ""
@@ -130,7 +130,7 @@ def check_models(models: dict[str, Predictions]) -> Predictions:
 
 
 def title_of(title: str, models: dict[str, Predictions]) -> str:
-    """ "ROC, test (n = 624)", with what all the models have in common."""
+    """The title with what all the models have in common, as "ROC, test (n = 624)"."""
     splits = {predictions.split for predictions in models.values()}
     sizes = {len(predictions.image_id) for predictions in models.values()}
     title += f", {splits.pop()}" if len(splits) == 1 else ""
@@ -174,6 +174,7 @@ def grid_of_panels(count: int, heights: tuple[float, ...]) -> tuple[Figure, list
     """`count` panels, two side by side where there are several, each a stack of axes.
 
     Args:
+        count: of the panels.
         heights: inches of each axes of a panel, from the top.
     """
     columns = min(2, count)
@@ -194,6 +195,9 @@ def legend_below(
     """A legend under `axes`, or under the whole figure, which grows by its height.
 
     Args:
+        figure: holds the axes.
+        axes: to put the legend under; None for the whole figure.
+        title: of the legend.
         entries: label -> handle; None takes the labelled artists of `axes`.
     """
     if entries is None:

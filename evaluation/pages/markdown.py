@@ -15,7 +15,7 @@ _MARKUP = re.compile(r"([\\`*~]|\](?=[\[(:])|(?<![^\W_])_|_(?![^\W_]))")
 class Notes:
     """Footnotes of one table: metrics as cells, and why one is undefined or has no interval."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reasons: list[str] = []
 
     def cell(self, entry: dict | None, signed: bool = False, remark: str = "") -> str:
@@ -35,6 +35,7 @@ class Notes:
 
     @property
     def lines(self) -> list[str]:
+        """The footnotes, by the numbers that the cells name."""
         return [f"Note {k}: {reason}." for k, reason in enumerate(self.reasons, start=1)]
 
 
@@ -54,8 +55,11 @@ def table(
     """A table under its caption, above its footnotes.
 
     Args:
-        header, rows: plain text.
+        header: plain text, a cell a column.
+        rows: likewise.
         left: see `markdown_table`.
+        notes: whose lines go under the table; None for no footnotes.
+        caption: plain text; "" for none.
     """
     header, *rows = ([escape(cell) for cell in row] for row in [header, *rows])
     lines = "  \n".join(map(escape, notes.lines)) if notes else ""
@@ -67,8 +71,10 @@ def picture(title: str, files: Sequence[str], alt: str, lines: Sequence[str] = (
     """Images under their title, above what there is to say of them.
 
     Args:
+        title: plain text.
         files: paths relative to the page.
         alt: for those who cannot see them.
+        lines: plain text, made a list.
     """
     images = [f"![{escape(alt)}]({quote(file)})" for file in files]
     items = "\n".join(f"- {escape(line)}" for line in lines)

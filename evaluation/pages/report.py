@@ -408,6 +408,7 @@ class Column(NamedTuple):
     source: str = "metrics"
 
     def cell(self, model: dict, name: str, notes: Notes) -> str:
+        """The number of the class `name` as text, from a model's entry in metrics.json."""
         entry = class_metrics(model[self.source])[name].get(self.key)
         if self.point is not None and entry is not None:
             entry = entry.get(self.point)
@@ -442,10 +443,12 @@ def tables_by_class(report: dict, caption: str, columns: Sequence[Column]) -> li
 
 
 def first_metrics(report: dict) -> dict:
+    """The first model's metrics, for what all models share: the task and its classes."""
     return next(iter(report["models"].values()))["metrics"]
 
 
 def class_metrics(metrics: dict) -> dict[str, dict]:
+    """The metrics of each class against the rest; in a binary task, of the positive one alone."""
     if metrics["task"] == "binary":
         return {metrics["positive_class"]: metrics}
     return metrics["classes"]

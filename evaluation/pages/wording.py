@@ -44,6 +44,7 @@ def percent(p: float) -> str:
 
 
 def p_value(p: float) -> str:
+    """A p-value as text, in thousandths."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 

@@ -1,6 +1,6 @@
-"""Judge what came back of a recipe, on the CPU, by the project's own validation.
+r"""Judge what came back of a recipe, on the CPU, by the project's own validation.
 
-    python -m recipes.gpu.collect runs/gpu/out DATA runs/gpu/manifest.csv runs/gpu/pack \\
+    python -m recipes.gpu.collect runs/gpu/out DATA runs/gpu/manifest.csv runs/gpu/pack \
         results/transfer
 
 Each run becomes a model folder OUT/models/NAME. All of them are validated on the same validation
@@ -76,8 +76,7 @@ def grey_statistics(pack: Pack) -> np.ndarray:
 def grey_floor(pack: Pack, hospital: str, hold_out: bool) -> Predictions:
     """What grey statistics alone tell of a hospital's validation images.
 
-    Args:
-        hold_out: learn from the other hospitals' training images instead of its own.
+    With `hold_out` they learn from the other hospitals' training images instead of its own.
     """
     pack.decode(CxrImageProcessor(224, geometry="crop"), "cpu")
     statistics = grey_statistics(pack)
@@ -119,6 +118,7 @@ def runs_table(told: dict[str, dict], reports: dict[str, dict], pack: Pack) -> s
 
 
 def main() -> None:
+    """Makes the models, validates them, and writes and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="what run.py wrote")
     parser.add_argument("data", type=Path, help="folder that the manifest's files are relative to")

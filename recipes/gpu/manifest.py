@@ -144,6 +144,7 @@ def write_manifest(data: Path, output: Path) -> list[dict]:
 
 
 def main() -> None:
+    """Writes the manifest and prints how many images each source has."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of the sets")
     parser.add_argument("output", type=Path, help="the CSV file")

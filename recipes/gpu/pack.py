@@ -106,6 +106,7 @@ def pack_weights(recipe: Path, output: Path) -> None:
 
 
 def main() -> None:
+    """Packs the data and prints the size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder that the manifest's files are relative to")
     parser.add_argument("manifest", type=Path, help="CSV file of manifest.py")

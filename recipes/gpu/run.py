@@ -18,8 +18,10 @@ import os
 import sys
 import time
 from collections import ChainMap
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ from transformers import (
 )
 
 from modeling import CxrImageProcessor, create_model
-from modeling.modeling_cxr import CxrPreTrainedModel
+from modeling.modeling_cxr import CxrClassifier
 from training.augmentation import augment
 from training.averaging import weight_average
 from training.distillation import Teachers, student_loss
@@ -110,7 +112,7 @@ def read_recipe(path: Path) -> list[argparse.Namespace]:
 class Pack:
     """A packed data set: `images`, uint8 (N, S, S) on the device, beside NumPy columns (N,)."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path) -> None:
         with np.load(file) as content:
             columns = {name: content[name] for name in content.files}
         self.blobs, self.ends = columns.pop("blobs"), columns.pop("sizes").cumsum()
@@ -122,13 +124,13 @@ class Pack:
         self.labels = np.array([index[label] for label in columns["label"]])
         self.frame = None
 
-    def decode(self, processor: CxrImageProcessor, device: torch.device) -> None:
+    def decode(self, processor: CxrImageProcessor, device: torch.device | str) -> None:
         """Makes `images` as the processor would; once for runs of one size and geometry."""
         frame = (processor.size["height"], processor.geometry)
         if self.frame == frame:
             return
 
-        def read(row):
+        def read(row: int) -> np.ndarray:
             first = self.ends[row - 1] if row else 0
             stored = Image.open(io.BytesIO(self.blobs[first : self.ends[row]]))
             grey = np.asarray(stored.convert("L"), np.uint16) * 257
@@ -142,7 +144,13 @@ class Pack:
 # ------------------------------------------------------------------------------------- model, files
 
 
-def save_run(path: Path, model: CxrPreTrainedModel, processor, run, told: dict) -> None:
+def save_run(
+    path: Path,
+    model: CxrClassifier,
+    processor: CxrImageProcessor,
+    run: argparse.Namespace,
+    told: dict[str, Any],
+) -> None:
     """Best weights in float16, with all that `load_run` needs, written whole or not at all."""
     metadata = {
         "config": json.dumps(model.config.to_dict()),
@@ -154,7 +162,7 @@ def save_run(path: Path, model: CxrPreTrainedModel, processor, run, told: dict) 
     os.replace(f"{path}.partial", path)
 
 
-def load_run(path: Path) -> tuple[CxrPreTrainedModel, CxrImageProcessor, dict]:
+def load_run(path: Path) -> tuple[CxrClassifier, CxrImageProcessor, dict[str, Any]]:
     """The model of a run, its processor, and what its recipe and log said."""
     with safe_open(path, "pt") as file:
         metadata = {name: json.loads(text) for name, text in file.metadata().items()}
@@ -169,7 +177,13 @@ def load_run(path: Path) -> tuple[CxrPreTrainedModel, CxrImageProcessor, dict]:
 
 
 @torch.no_grad()
-def predict(network, pack: Pack, rows: np.ndarray, processor, amp) -> np.ndarray:
+def predict(
+    network: torch.nn.Module,
+    pack: Pack,
+    rows: np.ndarray,
+    processor: CxrImageProcessor,
+    amp: Callable[[], torch.autocast],
+) -> np.ndarray:
     """Logits, float32 (len(rows), 2)."""
     network.eval()
     logits = []
@@ -196,8 +210,26 @@ def score(logits: np.ndarray, pack: Pack, rows: np.ndarray) -> dict[str, dict[st
     return scores
 
 
-def train_run(run, pack: Pack, weights: Path, out: Path, state: Path, device, deadline) -> bool:
-    """Trains one run, or goes on with it; False where the time was up before its end."""
+def train_run(  # noqa: PLR0915 - flat on purpose: a training is read from top to bottom
+    run: argparse.Namespace,
+    pack: Pack,
+    weights: Path,
+    out: Path,
+    state: Path,
+    device: torch.device,
+    deadline: float,
+) -> bool:
+    """Trains one run, or goes on with it; False where the time was up before its end.
+
+    Args:
+        run: of `read_recipe`.
+        pack: what it draws from and is scored on.
+        weights: ImageNet weights, a safetensors file, for a run that is `pretrained`.
+        out: folder for weights, logits and log.
+        state: folder to go on from.
+        device: where all is computed.
+        deadline: when to stop, seconds of `time.monotonic`.
+    """
     # Model
     torch.manual_seed(run.seed)
     options = {**run.model_options, "num_channels": run.num_channels}
@@ -220,7 +252,7 @@ def train_run(run, pack: Pack, weights: Path, out: Path, state: Path, device, de
         models = {file.stem: load_run(file)[:2] for file in files if file.exists()}
         teachers = Teachers(models, processor, model.config, device)
 
-    def amp():
+    def amp() -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
     # Rows
@@ -253,7 +285,7 @@ def train_run(run, pack: Pack, weights: Path, out: Path, state: Path, device, de
         torch.save({**states, "progress": progress}, f"{path}.partial")
         os.replace(f"{path}.partial", path)
 
-    def log(**values) -> None:
+    def log(**values: Any) -> None:
         line = {"run": run.name, "step": progress["step"], "steps": steps, **values}
         print(json.dumps(line), flush=True)
         with open(out / "log.jsonl", "a") as file:
@@ -327,6 +359,7 @@ def write_logits(path: Path, name: str, image: np.ndarray, logits: np.ndarray) -
 
 
 def main() -> None:
+    """Trains the runs that are not done, until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pack", type=Path, help="folder of pack.py")
     parser.add_argument("recipe", type=Path, help="YAML file of runs")

@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -351,7 +351,7 @@ def cases_table(report: Path, models: Sequence[str]) -> str:
     return markdown_table(header, rows)
 
 
-def speeds(runs: Sequence[dict], models: Sequence[str]) -> str:
+def speeds(runs: Sequence[dict], models: Collection[str]) -> str:
     """The images a second of the fastest epoch of each of the models and image size."""
     fastest: dict[str, float] = {}
     for run in (run for run in runs if run["args"]["model"] in models):
