@@ -62,7 +62,7 @@ def endpoints(
             model: The model to ask.
         """
         classifier = choose(model)
-        opened = classifier.processor.open(read_upload(image))
+        opened = classifier.open(read_upload(image))
         return _facts(classifier, classifier.assess(opened))
 
     @answering
@@ -81,7 +81,7 @@ def endpoints(
             method: grad_cam, grad_cam_plus_plus, hires_cam, layer_cam or score_cam (slow).
         """
         classifier = choose(model)
-        opened = classifier.processor.open(read_upload(image))
+        opened = classifier.open(read_upload(image))
         wanted = None if target == PREDICTED else target
         assessment = classifier.assess(opened, wanted, method)
         heat = assessment.heat(classifier.processor, *opened.pixels.shape)

@@ -113,7 +113,7 @@ def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdo
     def look(upload: dict, target: str, method: str) -> tuple[str, dict]:
         """What the models say, and the picture."""
         content = read_upload(upload)
-        image = models[0].processor.open(content)
+        image = models[0].open(content)
         answers, pictures = {}, {}
         for each in models:
             if target in (PREDICTED, *each.classes):

@@ -181,7 +181,7 @@ def _assess(classifier: "Classifier", entry: Entry, thumbnails: bool) -> Row:
     if entry.error:
         return Row(classifier.row(entry.name, error=entry.error))
     try:
-        image = classifier.processor.open(entry.content)
+        image = classifier.open(entry.content)
     except ValueError as error:
         return Row(classifier.row(entry.name, error=_own_words(error)))
     method = "grad_cam" if thumbnails else None

@@ -282,16 +282,16 @@ def test_the_requirements_are_those_that_are_tested():
 def test_hub_model_is_served_and_uploads_are_deleted_on_exit(hub, models, images, tmp_path):
     saved, path = models["tiny-findings"], images / "8bit.png"
     api = HfApi(endpoint=hub.url, token=hub.token)
-    api.create_repo("org/cxr-tiny")
-    commit = api.upload_folder(repo_id="org/cxr-tiny", folder_path=saved.folder).oid
-    with serve(tmp_path, ["org/cxr-tiny"], **hub.env) as served:
+    api.create_repo("tester/cxr-tiny")
+    commit = api.upload_folder(repo_id="tester/cxr-tiny", folder_path=saved.folder).oid
+    with serve(tmp_path, ["tester/cxr-tiny"], **hub.env) as served:
         client = Client(served.url, verbose=False)
-        answer = client.predict(handle_file(path), "org/cxr-tiny", api_name="/predict")
-        heatmap(client, path, "org/cxr-tiny", FINDINGS[1])
+        answer = client.predict(handle_file(path), "tester/cxr-tiny", api_name="/predict")
+        heatmap(client, path, "tester/cxr-tiny", FINDINGS[1])
         assert len(served.temporary_files()) >= 2  # the upload and its overlay
         (served.uploads / "left-by-a-killed-upload").mkdir()
         with urllib.request.urlopen(served.url + "config") as response:
-            assert "huggingface.co/org/cxr-tiny" in response.read().decode()
+            assert "huggingface.co/tester/cxr-tiny" in response.read().decode()
     assert answer["probabilities"] == pytest.approx(saved.assess(path).probabilities, abs=1e-6)
     assert answer["revision"] == commit[:12]
     assert not served.temporary_files()
@@ -315,7 +315,8 @@ def test_wrong_model_id_is_one_sentence(run_python, hub, models, tmp_path):
     os.truncate(cut / "model.safetensors", 1000)
     sentences = {
         f"{tmp_path}/none": "is not a folder and cannot be loaded from the Hub: ",
-        "org/none": "is not a folder and cannot be loaded from the Hub: ",
+        "tester/none": "is not a folder and cannot be loaded from the Hub: ",
+        "org/cxr-baseline": "is a placeholder; ",
         f"{cut}": "cannot be loaded: ",
         f"{folder},{copy}": "has two models called 'tiny-baseline'",
         ",": "is not set and no model lies beside this folder",
