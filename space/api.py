@@ -37,7 +37,9 @@ def endpoints(
     """The functions behind /predict, /heatmap and /predict_batch.
 
     Args:
-        overlay, csv_file: components that own the files which the functions write.
+        classifiers: {name: classifier}.
+        overlay: component that owns the pictures which /heatmap writes.
+        csv_file: component that owns the tables which /predict_batch writes.
     """
 
     def choose(name: str) -> Classifier:

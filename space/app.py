@@ -1,5 +1,6 @@
-"""A chest X-ray classifier in the browser: probabilities that mean something, where the model
-looked, and when not to believe it.
+"""A chest X-ray classifier in the browser.
+
+It shows probabilities that mean something, where the model looked, and when not to believe it:
 
     MODEL_ID=org/cxr-densenet121 python app.py
 
@@ -110,29 +111,13 @@ def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdo
         viewer = widgets.viewer("viewer")
     slowly = gr.State()  # changes where a slow method is asked for
 
-    def look(upload: dict, target: str, method: str) -> tuple[str, dict]:
-        """What the models say, and the picture."""
-        content = read_upload(upload)
-        image = models[0].open(content)
-        answers, pictures = {}, {}
-        for each in models:
-            if target in (PREDICTED, *each.classes):
-                wanted = None if target == PREDICTED else target
-                answers[each] = pictures[each] = each.assess(image, wanted, method)
-            else:
-                answers[each] = each.assess(image)
-                pictures[each] = f"this model has no class {target}."
-        grey = FileData(path=save_grey(content, image.pixels, viewer)).model_dump()
-        html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
-        return widgets.results(answers, image), {"grey": grey, "html": html}
-
     def draw(upload: dict | None, target: str, method: str) -> tuple:
         """Fills the page for an image."""
         if upload is None:
             return None, None
         path = {"path": upload["path"]}
         try:
-            said, picture = look(upload, target, method)
+            said, picture = _look(models, viewer, upload, target, method)
         except (ValueError, ImportError) as error:
             return path | {"html": widgets.problem(sentence(error))}, None
         return path | {"html": said}, path | picture
@@ -164,6 +149,25 @@ def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdo
     image.change(show, one, shown, show_progress_on=results, **last)
     gr.on(choice, redraw_or_wait, one, [*shown, slowly], show_progress_on=viewer, **last)
     return image, target, method
+
+
+def _look(
+    models: list[Classifier], viewer: gr.HTML, upload: dict, target: str, method: str
+) -> tuple[str, dict]:
+    """What the models say of an upload, and the picture that the viewer shows."""
+    content = read_upload(upload)
+    image = models[0].open(content)
+    answers, pictures = {}, {}
+    for each in models:
+        if target in (PREDICTED, *each.classes):
+            wanted = None if target == PREDICTED else target
+            answers[each] = pictures[each] = each.assess(image, wanted, method)
+        else:
+            answers[each] = each.assess(image)
+            pictures[each] = f"this model has no class {target}."
+    grey = FileData(path=save_grey(content, image.pixels, viewer)).model_dump()
+    html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
+    return widgets.results(answers, image), {"grey": grey, "html": html}
 
 
 def _many(classifiers: dict[str, Classifier]) -> tuple[gr.File, gr.Dropdown]:

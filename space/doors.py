@@ -185,8 +185,7 @@ class Doors:
 
 
 def log_fault(error: Exception) -> None:
-    """Logs where an error arose beyond this file, and of what kind, but not its words: these name
-    uploads."""
+    """Logs where an error arose beyond this file, and of what kind; its words may name uploads."""
     trace = error.__traceback__
     while trace and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
@@ -240,8 +239,13 @@ def find(scope: Scope) -> Route | None:
 
 
 def check_host(host: str) -> None:
-    """Refuses names that are not this server's: by such a one, any web page could reach a server on
-    its reader's machine (DNS rebinding). On Spaces, the proxy checks.
+    """Refuses names that are not this server's.
+
+    By such a one, any web page could reach a server on its reader's machine (DNS rebinding). On
+    Spaces, the proxy checks.
+
+    Args:
+        host: the request's header.
 
     Raises:
         Refusal: the name is neither an IP address, localhost, nor in ALLOWED_HOSTS.

@@ -23,8 +23,10 @@ _SECRET = secrets.token_bytes(16)  # so that a picture's address cannot be told 
 
 
 class Page(gr.Blocks):
-    """A page that logs where an error arose and of what kind, but not its words: these, which
-    Gradio would print, name uploads. Its queue are `Lanes`.
+    """A page with `Lanes` for a queue.
+
+    It logs where an error arose and of what kind, but not its words: these, which Gradio would
+    print, name uploads.
     """
 
     def queue(self, **options: Any) -> gr.Blocks:
@@ -48,8 +50,10 @@ class Page(gr.Blocks):
 
 
 class _Upload(route_utils.GradioUploadFile):
-    """Gradio names an upload's folder by its hash: who has the same picture could test for the name
-    that another gave it. So it is hashed with something else.
+    """An upload that is hashed with something else than itself.
+
+    Gradio names its folder by the hash: who has the same picture could test for the name that
+    another gave it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -170,7 +170,7 @@ class Classifier:
 
 
 def name_of(model_id: str) -> str:
-    """What to call a model: a folder's last part, so that no server path is shown, or the Hub id."""
+    """What to call a model: a Hub id, or of a folder, whose path is not shown, the last part."""
     return Path(model_id).resolve().name if Path(model_id).is_dir() else model_id.partition("@")[0]
 
 

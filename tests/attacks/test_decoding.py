@@ -64,7 +64,7 @@ def odd_pgm():
 
 
 def tiff(entries, data):
-    """A little-endian TIFF of entries (tag, type, count, value or offset) and what they point at."""
+    """A little-endian TIFF of entries (tag, type, count, value) and what they point at."""
     packed = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + packed + bytes(4) + data
 
