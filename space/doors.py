@@ -37,7 +37,7 @@ SMALL = 64 * 1024  # bytes
 JOB = 512 * 1024  # names and addresses of 200 files
 TOOL_IMAGE = 16 * MEGABYTE  # by its address, or in a data URI
 TOOL_CALL = 4 * TOOL_IMAGE // 3 + SMALL  # base64
-TOOL_PARTS = 2000  # brackets and commas; a short text of millions takes seconds to parse
+PARTS = 20_000  # brackets and commas of a JSON text; half a million take Gradio seconds
 UPLOAD = MAX_TOTAL_BYTES + MEGABYTE
 QUOTA_BYTES, QUOTA_UPLOADS = 2 * MAX_TOTAL_BYTES, 10_000  # in UPLOAD_MINUTES
 ALL_BYTES = 8 * MAX_TOTAL_BYTES  # of all clients in that time
@@ -343,7 +343,8 @@ def parse(body: bytes) -> Any:
     """A JSON text's content.
 
     Raises:
-        Refusal: it is none, names a thing twice, or tells Gradio to fetch a file from an address.
+        Refusal: it is none, has too many parts, names a thing twice, or tells Gradio to fetch a
+            file from an address.
     """
 
     def made(pairs: list[tuple[str, Any]]) -> dict:
@@ -354,6 +355,8 @@ def parse(body: bytes) -> Any:
             raise Refusal(400, "No address is fetched; upload the file, then name its path.")
         return made
 
+    if sum(map(body.count, (b"[", b"{", b","))) > PARTS:
+        raise Refusal(400, f"The request has more than {PARTS} parts.")
     try:
         return json.loads(body, object_pairs_hook=made)
     except (ValueError, RecursionError):
@@ -377,8 +380,6 @@ async def without_addresses(body: bytes) -> bytes:
         Refusal: the message is not one that MCP clients send.
         ToolError: the address cannot be fetched.
     """
-    if sum(map(body.count, b"[{,")) > TOOL_PARTS:
-        raise Refusal(400, f"The message has more than {TOOL_PARTS} parts.")
     call = parse(body)
     if not isinstance(call, dict):
         raise Refusal(400, "Send one MCP message at a time.")
