@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_grad_cam  # noqa: F401  (takes seconds, in which the first heatmap would stop all)
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.repocard import metadata_load

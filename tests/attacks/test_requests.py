@@ -225,7 +225,7 @@ def test_one_client_fills_no_lane(served, question):
             endpoint, first = replies[0]
             stream = http.get(f"call/{endpoint}/{first.json()['event_id']}").text
             assert "event: complete" in stream
-        for endpoint, reply in replies:  # leave nothing to the next test
+        for endpoint, reply in replies[1:]:  # leave nothing to the next test
             if reply.status_code == 200:
                 assert "event: " in http.get(f"call/{endpoint}/{reply.json()['event_id']}").text
 
