@@ -8,6 +8,7 @@ In Python: `for prediction in predict(["export"], *load_model("checkpoints/cxr-d
 
 import argparse
 import hashlib
+import io
 import logging
 import os
 import sys
@@ -29,6 +30,7 @@ from modeling.modeling_cxr import CxrClassifier
 from prediction.files import check_paths, find_files
 from prediction.table import STATUSES, Prediction, reopen, to_row, to_text
 from prediction.version import model_version
+from prediction.writing import NO_ROOM, only_writer, write_whole
 
 logger = logging.getLogger("predict")
 MAX_THREADS = 8  # each may hold an X-ray of 64 million pixels
@@ -141,12 +143,18 @@ def _draw(
     try:
         # Read again rather than kept: a batch of X-rays at full size may take gigabytes.
         pixels = processor.open(file).pixels
-        heat = answer.heat(processor, *pixels.shape)
-        path = os.path.join(folder, heatmap_name(file))
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        # The default level 6 takes six times as long for files a seventh smaller.
-        Image.fromarray(processor.overlay(pixels, heat)).save(path, compress_level=1)
+        overlay = Image.fromarray(processor.overlay(pixels, answer.heat(processor, *pixels.shape)))
     except Exception as error:
+        return prediction._replace(error=f"no heatmap: {_reason(error, file)}")
+    png = io.BytesIO()
+    overlay.save(png, "PNG", compress_level=1)  # 6 takes six times as long for a seventh less
+    path = os.path.join(folder, heatmap_name(file))
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_whole(path, png.getvalue())
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         return prediction._replace(error=f"no heatmap: {_reason(error, file)}")
     return prediction._replace(heatmap=path)
 
@@ -228,40 +236,42 @@ def main(argv: list[str]) -> int:
     if args.heatmaps is not None:
         constants |= {"method": args.method, "target": args.target or "predicted class"}
     columns = list(to_row(Prediction(""), names, constants))
-    done = {}
-    if args.output.exists():
-        done = reopen(args.output, columns, constants, args.format)
     ours = [path for path in (args.output, args.heatmaps) if path is not None]
-    left = sum(file not in done for file in find_files(args.paths, ours))
-    if not left and not done:
+    if not args.output.exists() and next(find_files(args.paths, ours), None) is None:
         raise ValueError(f"there are no files in {', '.join(args.paths)}.")
-    if done:
-        logger.info("%s has %d files; %d are left.", args.output, len(done), left)
 
-    # Predictions
-    predictions = predict(
-        args.paths,
-        model,
-        processor,
-        method=args.method,
-        target=args.target,
-        heatmaps=args.heatmaps,
-        batch_size=args.batch_size,
-        done=done,
-        leave_out=ours,
-    )
-    statuses = Counter(done.values())
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("a", encoding="utf-8", errors="surrogateescape", newline="") as table:
-        if args.format == "csv" and table.tell() == 0:
-            table.write(to_text(dict(zip(columns, columns)), "csv"))
-        for count, prediction in enumerate(tqdm(predictions, total=left, unit="file"), 1):
-            row = to_row(prediction, names, constants)
-            statuses[row["status"]] += 1
-            table.write(to_text(row, args.format))
-            table.flush()
-            if count % args.batch_size == 0:
-                os.fsync(table.fileno())  # a power cut loses a batch at most
+    with only_writer(args.output):
+        done = {}
+        if args.output.exists():
+            done = reopen(args.output, columns, constants, args.format)
+        left = sum(file not in done for file in find_files(args.paths, ours))
+        if done:
+            logger.info("%s has %d files; %d are left.", args.output, len(done), left)
+
+        # Predictions
+        predictions = predict(
+            args.paths,
+            model,
+            processor,
+            method=args.method,
+            target=args.target,
+            heatmaps=args.heatmaps,
+            batch_size=args.batch_size,
+            done=done,
+            leave_out=ours,
+        )
+        statuses = Counter(done.values())
+        with args.output.open("a", encoding="utf-8", errors="surrogateescape", newline="") as table:
+            if args.format == "csv" and table.tell() == 0:
+                table.write(to_text(dict(zip(columns, columns)), "csv"))
+            for count, prediction in enumerate(tqdm(predictions, total=left, unit="file"), 1):
+                row = to_row(prediction, names, constants)
+                statuses[row["status"]] += 1
+                table.write(to_text(row, args.format))
+                table.flush()
+                if count % args.batch_size == 0:
+                    os.fsync(table.fileno())  # a power cut loses a batch at most
+            os.fsync(table.fileno())
     counts = ", ".join(f"{statuses[status]} {status}" for status in STATUSES)
     logger.info("%d files: %s. Written to %s", statuses.total(), counts, args.output)
     return 1 if statuses["error"] else 0

@@ -18,7 +18,6 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.utils import set_seed, tqdm
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from safetensors.torch import load_file
 from timm.optim import param_groups_weight_decay
 from transformers import get_cosine_schedule_with_warmup
 
@@ -40,9 +39,9 @@ from modeling.modeling_cxr import CxrClassifier
 from modeling.pretrained import first_line
 from training.arguments import FINAL, parse_args, recipe
 from training.augmentation import augment
-from training.averaging import weight_average
+from training.averaging import snapshot, weight_average
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
-from training.data import decode_splits, summarize
+from training.data import decode_splits, split_digest, summarize, versions
 from training.distillation import Teachers, student_loss
 from training.half import half_state
 from training.inference import make_loader, predict, to_predictions
@@ -53,6 +52,8 @@ from training.run_folder import write_run
 from training.seeds import mix_seed
 
 logger = logging.getLogger("train")
+# Those that a resumed run's last digits hang on.
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "accelerate", "numpy")
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -155,20 +156,16 @@ def balanced_weights(train: Dataset, names: list[str]) -> list[float]:
 # --------------------------------------------------------------------------------------- evaluation
 
 
-def choosing_auroc(predictions: Predictions) -> tuple[float, list[str]]:
-    """AUROC, of more than two classes the mean over those that have one; and the others' names.
+def choosing_auroc(predictions: Predictions) -> dict:
+    """AUROC, of more than two classes the mean over those that have one.
 
     Raises:
         ValueError: no class has one.
     """
-    metrics = compute_metrics(predictions, num_resamples=0)
-    classes = metrics.get("classes", {"": metrics})
-    values = {name: entry["auroc"]["value"] for name, entry in classes.items()}
-    known = [value for value in values.values() if value is not None]
-    if not known:
-        reason = metrics["auroc"]["reason"]
-        raise ValueError(f"the validation split has no AUROC to choose by: it {reason}.")
-    return sum(known) / len(known), [name for name, value in values.items() if value is None]
+    auroc = compute_metrics(predictions, num_resamples=0)["auroc"]
+    if auroc["value"] is None:
+        raise ValueError(f"the validation split has no AUROC to choose by: it {auroc['reason']}.")
+    return auroc
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -190,7 +187,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             )
         checkpoints.mkdir(parents=True, exist_ok=True)
     if args.push_to_hub and accelerator.is_main_process:
-        check_hub(args.hub_model_id, args.hub_private)
+        check_hub(args.hub_model_id, args.hub_private, args.publish_ids)
     if args.report_to != "none":
         accelerator.init_trackers("cxr", {key: str(value) for key, value in vars(args).items()})
     set_seed(args.seed)
@@ -218,7 +215,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
         if name == "train":
             continue
         blank = to_predictions(split, torch.zeros(len(split), len(split.class_names)), name)
-        if name == "validation" and (absent := choosing_auroc(blank)[1]):
+        if name == "validation" and (absent := choosing_auroc(blank).get("without")):
             logger.warning(
                 "The validation split lacks images with or without %s: the AUROC that chooses the "
                 "epoch is the mean over the other classes.",
@@ -248,33 +245,37 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
     num_batches = len(loaders["train"])
     updates = math.ceil(num_batches / accelerator.gradient_accumulation_steps)
     updates *= args.num_train_epochs
+    # Not prepared: Accelerate would step it once a process instead of once an update.
     scheduler = get_cosine_schedule_with_warmup(
         optimizer, round(args.warmup_ratio * updates), updates
     )
     raw_model = model
     model, optimizer = accelerator.prepare(model, optimizer)
-    # Not prepared: Accelerate would step it once a process instead of once an update.
-    accelerator.register_for_checkpointing(scheduler)
-    if average is not None:
-        accelerator.register_for_checkpointing(average)
     evaluated = raw_model if average is None else average.module
 
     # State of the loop, saved with every checkpoint
     progress = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "seconds": 0.0, "history": []}
     progress |= {"best_epoch": 0, "best_score": [-math.inf, -math.inf]}
     progress["recipe"] = {**told, "num_processes": accelerator.num_processes}
+    progress["data"] = {name: split_digest(split) for name, split in dataset.items()}
+    progress["versions"] = versions(LIBRARIES)
     best = {}
     if args.resume_from_checkpoint:
         fixed = {key: value for key, value in progress["recipe"].items() if key not in FINAL}
-        progress, checkpoint = load_checkpoint(accelerator, checkpoints, fixed)
-        best = load_file(checkpoint / "best.safetensors")
-        logger.info("Resuming from %s", checkpoint)
+        saved, tensors = load_checkpoint(accelerator, checkpoints, fixed, progress["data"])
+        progress = {**saved, "versions": progress["versions"]}
+        best = tensors["best"]
+        scheduler.load_state_dict(progress["scheduler"])
+        if average is not None:
+            average.load_state_dict(tensors["average"])
     started = time.monotonic() - progress["seconds"]
 
     def save() -> None:
         progress["seconds"] = time.monotonic() - started
+        progress["scheduler"] = scheduler.state_dict()
+        tensors = {"best": best} | ({} if average is None else {"average": snapshot(average)})
         step = progress["epoch"] * num_batches + progress["batch"]
-        save_checkpoint(accelerator, checkpoints, step, progress, best)
+        save_checkpoint(accelerator, checkpoints, step, progress, tensors)
 
     # Loop
     for epoch in range(progress["epoch"], args.num_train_epochs):
@@ -342,7 +343,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             "validation_loss": classification_loss(logits, labels, raw_model.config).item(),
             "validation_auroc": choosing_auroc(
                 to_predictions(splits["validation"], logits, "validation")
-            )[0],
+            )["value"],
             "learning_rate": scheduler.get_last_lr()[0],
             "seconds": seconds,
             "images_per_second": (bar.total - images_seen) / seconds,
@@ -357,10 +358,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
         score = [row["validation_auroc"], -row["validation_loss"]]
         if score > progress["best_score"]:
             progress |= {"best_score": score, "best_epoch": epoch + 1}
-            best = {
-                key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for key, value in evaluated.state_dict().items()
-            }
+            best = snapshot(evaluated)
         progress |= {"epoch": epoch + 1, "batch": 0, "loss_sum": 0.0}
         save()
 
@@ -390,9 +388,11 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             shutil.rmtree(partial)
         last = "validation" if args.skip_test else "test"
         auroc = format_metric(metrics[last]["auroc"])
+        if absent := metrics[last]["auroc"].get("without"):
+            auroc += f", the mean over all classes but {', '.join(absent)}"
         logger.info("%s AUROC %s. Written to %s", last.capitalize(), auroc, output_dir)
         if args.push_to_hub:
-            logger.info("Pushed to %s", push_run(output_dir, args.hub_model_id))
+            logger.info("Pushed to %s", push_run(output_dir, args.hub_model_id, args.publish_ids))
     accelerator.end_training()
 
 

@@ -7,7 +7,7 @@ a model keeps without its shortcuts.
 from datasets_scripts.labels import label_key
 from datasets_scripts.leaks import LeakError, check_leaks, describe, regroup
 from datasets_scripts.perturb import PERTURBATIONS
-from datasets_scripts.pixels import fingerprint, open_row, read_pixels
+from datasets_scripts.pixels import fingerprint, open_row, original_shapes, read_pixels
 from datasets_scripts.registry import (
     age_range,
     facts,
@@ -31,6 +31,7 @@ __all__ = [
     "label_sets",
     "load_cxr_dataset",
     "open_row",
+    "original_shapes",
     "read_pixels",
     "regroup",
     "source_options",

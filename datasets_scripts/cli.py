@@ -33,6 +33,9 @@ def make_parser(source: str) -> argparse.ArgumentParser:
         "--private", action="store_true", help="create the repository as a private one"
     )
     parser.add_argument(
+        "--publish_ids", action="store_true", help="push names of files and patients, not hashes"
+    )
+    parser.add_argument(
         "--regroup", action="store_true", help="pool all splits and split again by patient"
     )
     parser.add_argument(
@@ -68,6 +71,7 @@ def main(source: str, arguments: list[str] | None = None) -> None:
         if given.output:
             print(f"written to {write(dataset, given.output, source, name)}")
         if given.push_to_hub:
-            print(f"pushed to {push(dataset, given.push_to_hub, source, name, given.private)}")
+            public = given.private, given.publish_ids
+            print(f"pushed to {push(dataset, given.push_to_hub, source, name, *public)}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -1,12 +1,15 @@
 """A converted set as Parquet shards with a data card, in a folder or on the Hub."""
 
+import logging
 import os
+import secrets
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, DatasetInfo, load_dataset
 from datasets.info import DatasetInfosDict
@@ -16,9 +19,11 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 
+from datasets_scripts.hashes import pseudonym
 from datasets_scripts.leaks import check_leaks, describe
 from datasets_scripts.pixels import (
     MAX_UNREADABLE,
+    STORED,
     content,
     in_order,
     report_unreadable,
@@ -26,7 +31,10 @@ from datasets_scripts.pixels import (
 )
 from datasets_scripts.registry import known_sources, sources
 from datasets_scripts.schema import REQUIRED, Source, class_names, encoded_images
+from modeling.dicom_cxr import is_dicom
 from modeling.reading_cxr import open_image
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 400_000_000
 ROWS_AT_ONCE = 100
@@ -95,10 +103,23 @@ def _write_split(part: Dataset, split: str, folder: Path) -> SplitInfo:
         file = folder / f"{split}-{index:05d}-of-{count:05d}.parquet"
         with pq.ParquetWriter(file, part.features.arrow_schema) as writer:
             for start in range(0, len(shard), ROWS_AT_ONCE):
-                table = embed_table_storage(shard[start : start + ROWS_AT_ONCE])
+                table = _name_images(embed_table_storage(shard[start : start + ROWS_AT_ONCE]))
                 total += table.nbytes
                 writer.write_table(table)
     return SplitInfo(name=split, num_bytes=total, num_examples=len(part))
+
+
+def _name_images(table: pa.Table) -> pa.Table:
+    """The rows with their image_id as the name that goes with embedded bytes, too."""
+    ids = table["image_id"].combine_chunks()
+    for column in set(STORED) & set(table.column_names):
+        images = table[column].combine_chunks()
+        images = pa.StructArray.from_arrays(
+            [images.field("bytes"), ids], ["bytes", "path"], mask=images.is_null()
+        )
+        index = table.column_names.index(column)
+        table = table.set_column(index, table.schema.field(column), images)
+    return table
 
 
 def data_card(
@@ -194,29 +215,88 @@ def write(dataset: DatasetDict, output: str | Path, source: str, path: str = "")
 
 
 def push(
-    dataset: DatasetDict, repo_id: str, source: str, path: str = "", private: bool = False
+    dataset: DatasetDict,
+    repo_id: str,
+    source: str,
+    path: str = "",
+    private: bool = False,
+    publish_ids: bool = False,
 ) -> str:
-    """Upload Parquet and card in one commit; the address of the dataset repository.
+    """Uploads Parquet and card in one commit; a new repository is created.
 
-    The repository is created where it is new.
+    Args:
+        dataset: the set.
+        repo_id: org/name.
+        source: its source's name, for the card.
+        path: its Hub id or folder's name, for the card.
+        private: whether the repository must be a private one.
+        publish_ids: whether file names and patient ids stay, which may be those of people; else
+            each is replaced by a hash under a salt that is thrown away.
+
+    Returns:
+        The repository's address.
 
     Raises:
-        LeakError: see `write`.
-        OSError: the Hub refuses, or cannot be reached.
+        ValueError: it is to be private and is there already as a public one; or a DICOM file, the
+            header of which may name its patient, is to be pushed without `publish_ids`.
+        OSError: the Hub refuses or cannot be reached.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        written = write(dataset, Path(folder) / "export", source, path)
-        api = HfApi()
-        try:
-            address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    if not publish_ids:
+        dataset = without_names(dataset)
+    api = HfApi()
+    try:
+        address = api.create_repo(
+            repo_id, repo_type="dataset", private=private or None, exist_ok=True
+        )
+        is_private = api.repo_info(repo_id, repo_type="dataset").private
+        if private and not is_private:
+            raise ValueError(
+                f"data set {repo_id} is public, against --private; change that on the Hub, or name "
+                "another."
+            )
+        logger.info(
+            "%s is %s: pushed will be the images as they are, with %s%s.",
+            repo_id,
+            "private" if is_private else "public",
+            ", ".join(name for name in next(iter(dataset.values())).features if name != "image"),
+            "" if publish_ids else "; names of files and patients are salted hashes",
+        )
+        with tempfile.TemporaryDirectory() as folder:
             api.upload_folder(
                 repo_id=repo_id,
                 repo_type="dataset",
-                folder_path=written,
+                folder_path=write(dataset, Path(folder) / "export", source, path),
                 delete_patterns="data/*.parquet",
                 commit_message="Upload converted data set",
             )
-        except (HTTPError, ConnectionError) as error:
-            reason = str(error).splitlines()[-1]
-            raise OSError(f"could not push to data set {repo_id!r} ({reason}).") from error
+    except (HTTPError, ConnectionError) as error:
+        reason = str(error).splitlines()[-1]
+        raise OSError(f"could not push to data set {repo_id!r} ({reason}).") from error
     return str(address)
+
+
+def without_names(dataset: DatasetDict) -> DatasetDict:
+    """The set with a salted hash in place of each file name and patient id.
+
+    Raises:
+        ValueError: an image is a DICOM file.
+    """
+    salt, hashed = secrets.token_bytes(32), {}
+    for split, part in dataset.items():
+        for name, image in zip(part["image_id"], encoded_images(part)):
+            if is_dicom(image if isinstance(image, bytes) else _first_bytes(image)):
+                raise ValueError(
+                    f"{name} is a DICOM file, the header of which may name its patient; convert it "
+                    "to PNG, or give --publish_ids."
+                )
+        columns = part.column_names
+        for column in ("image_id", "patient_id"):
+            names = [pseudonym(name, salt) for name in part[column]]
+            part = part.remove_columns(column).add_column(column, names)
+        hashed[split] = part.select_columns(columns)
+    return DatasetDict(hashed)
+
+
+def _first_bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(2048)

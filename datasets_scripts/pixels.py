@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import re
+import secrets
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from datasets import Dataset, Image
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from datasets_scripts.perturb import NEEDS_LUNGS, RESHAPES, Sample, perturb, random_numbers
@@ -21,6 +24,7 @@ from modeling.reading_cxr import CxrImage, open_image, read_mask
 logger = logging.getLogger(__name__)
 
 MAX_UNREADABLE = 0.01  # share of a split
+ABANDONED_SECONDS = 3600  # without a write
 NAMED = 10  # unreadable images named in a message
 STORED = ("image", "lung_mask")  # columns that hold encoded images
 T = TypeVar("T")
@@ -97,8 +101,9 @@ def original_shapes(dataset: Dataset) -> list[tuple[int, int] | None]:
 def fingerprint(dataset: Dataset, columns: Sequence[str] = ("image",)) -> str:
     """A hex digest of the images of a split, in order.
 
-    It covers their names, original shapes, and embedded bytes, or path, size and modification time
-    of files.
+    It covers their names, original shapes, and embedded bytes, or path, size and times of files:
+    that of modification, which programs may set back, and that of change, which the system alone
+    sets.
 
     Args:
         dataset: the split.
@@ -113,7 +118,8 @@ def fingerprint(dataset: Dataset, columns: Sequence[str] = ("image",)) -> str:
         for image in (content(row[column]) for column in columns):
             if isinstance(image, str):
                 status = os.stat(image)
-                image = f"{image}\0{status.st_size}\0{status.st_mtime_ns}".encode()
+                stamp = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+                image = f"{image}\0{stamp}".encode()
             digest.update(hashlib.sha256(image).digest())
     return digest.hexdigest()[:32]
 
@@ -127,7 +133,7 @@ def report_unreadable(total: int, problems: list[str], max_unreadable: float) ->
     if not problems:
         return
     more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-    named = "; ".join(problems[:NAMED]) + more
+    named = "; ".join(problem.removesuffix(".") for problem in problems[:NAMED]) + more
     message = f"{len(problems)} of {total} images cannot be read ({named})"
     if len(problems) > max_unreadable * total or len(problems) == total:
         raise ValueError(
@@ -147,6 +153,8 @@ def read_pixels(
 ) -> Decoded:
     """Every image decoded once into `cache_file`; where it is there already, nothing is decoded.
 
+    Of several processes that want the same file one writes it and the others wait.
+
     Args:
         dataset: a split.
         read: turns a row of `stored_rows` into uint16 (size, size) and what was noticed, sentences;
@@ -163,14 +171,42 @@ def read_pixels(
         OSError: the cache cannot be written; no file is left behind.
     """
     cache_file = Path(cache_file)
-    facts_file = cache_file.with_name(cache_file.name + ".json")
-    if cache_file.is_file() and facts_file.is_file():
-        decoded = _reopen(cache_file, facts_file, len(dataset), size)
-        if decoded is not None:
-            return decoded
-        logger.warning(
-            "%s does not belong to these %d images: it is written again.", cache_file, len(dataset)
-        )
+    decoded = _reopen(cache_file, len(dataset), size)
+    if decoded is not None:
+        return decoded
+    try:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_file.with_name(f".{cache_file.name}.lock")):
+            decoded = _reopen(cache_file, len(dataset), size)  # by whom this process waited for
+            if decoded is None:
+                if cache_file.is_file():
+                    logger.warning(
+                        "%s does not belong to these %d images: it is written again.",
+                        cache_file,
+                        len(dataset),
+                    )
+                _write(dataset, read, size, cache_file, num_workers, max_unreadable, desc)
+                decoded = _reopen(cache_file, len(dataset), size)
+    except OSError as error:
+        need = len(dataset) * size * size * 2 / 1e6
+        raise OSError(
+            f"could not write the pixel cache {cache_file} of {need:.0f} MB ({error.strerror}): "
+            "free space or choose another folder."
+        ) from error
+    return decoded
+
+
+def _write(
+    dataset: Dataset,
+    read: Callable[[dict], tuple[np.ndarray, Sequence[str]]],
+    size: int,
+    cache_file: Path,
+    num_workers: int | None,
+    max_unreadable: float,
+    desc: str,
+) -> None:
+    """Decodes every image into a file of its own name, which then becomes `cache_file`."""
+    _remove_abandoned(cache_file.parent)
     stored = stored_rows(dataset)
 
     def attempt(row: int) -> tuple[np.ndarray, Sequence[str]] | str:
@@ -186,9 +222,10 @@ def read_pixels(
         return pixels, warnings
 
     problems, left_out, noticed = [], [], Counter()
-    partial = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.partial")
+    # A lock may not reach the other containers that share a folder; a name of its own does.
+    partial = cache_file.with_name(f"{cache_file.name}.{secrets.token_hex(8)}.partial")
+    facts_partial = partial.with_name(f"{partial.name}.json")
     try:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file, ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
             # plain writes, not a writable map: a full disk is then an error and not a crash
             results = in_order(pool, attempt, len(dataset))
@@ -205,27 +242,43 @@ def read_pixels(
             file.flush()
             os.fsync(file.fileno())
         facts = {"images": len(dataset), "left_out": left_out, "warnings": dict(noticed)}
-        Path(f"{partial}.json").write_text(json.dumps(facts))
-        os.replace(f"{partial}.json", facts_file)
+        with open(facts_partial, "w") as file:
+            json.dump(facts, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(facts_partial, _facts_file(cache_file))
         os.replace(partial, cache_file)
-    except OSError as error:
-        need = len(dataset) * size * size * 2 / 1e6
-        raise OSError(
-            f"could not write the pixel cache {cache_file} of {need:.0f} MB ({error.strerror}): "
-            "free space or choose another folder."
-        ) from error
     finally:
-        for leftover in (partial, Path(f"{partial}.json")):
-            if leftover.exists():
+        partial.unlink(missing_ok=True)
+        facts_partial.unlink(missing_ok=True)
+
+
+def _facts_file(cache_file: Path) -> Path:
+    """Where it is kept what a cache holds."""
+    return cache_file.with_name(f"{cache_file.name}.json")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what processes that were killed left of their caches."""
+    for leftover in folder.glob("*.partial*"):
+        try:
+            if leftover.stat().st_mtime < time.time() - ABANDONED_SECONDS:
                 leftover.unlink()
-    return _reopen(cache_file, facts_file, len(dataset), size)
+        except FileNotFoundError:  # another process was faster
+            continue
 
 
-def _reopen(cache_file: Path, facts_file: Path, count: int, size: int) -> Decoded | None:
-    """What is in a cache; None where it is not that of `count` images of `size` pixels a side."""
-    facts = json.loads(facts_file.read_text())
+def _reopen(cache_file: Path, count: int, size: int) -> Decoded | None:
+    """What is in a cache; None where it is not of `count` images of `size` pixels a side."""
+    try:
+        facts = json.loads(_facts_file(cache_file).read_text())
+        length = cache_file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if facts["images"] != count:
+        return None
     kept = np.setdiff1d(np.arange(count), facts["left_out"])
-    if facts["images"] != count or cache_file.stat().st_size != len(kept) * size * size * 2:
+    if length != len(kept) * size * size * 2:
         return None
     pixels = np.memmap(cache_file, np.uint16, "r", shape=(len(kept), size, size))
     return Decoded(pixels, kept, facts["warnings"])

@@ -13,6 +13,7 @@ from evaluation.metrics import (
     Bootstrap,
     Key,
     bootstrap_statistics,
+    left_out,
     needs,
     nested,
     one_vs_rest,
@@ -84,6 +85,8 @@ def compare_bootstraps(first: Bootstrap, second: Bootstrap) -> dict:
         value = float(of_a[0] - of_b[0])
         if math.isnan(value):
             return {"value": None, "reason": f"{needs(a, group, metric)}, for both models"}
+        if left_out(first, key) != left_out(second, key):
+            return {"value": None, "reason": "the two means are over different classes"}
         resampled = first.resampled[key] - second.resampled[key]
         return {"value": value, **interval(value, resampled, num_patients, "linear")}
 

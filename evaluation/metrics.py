@@ -120,11 +120,12 @@ def compute_metrics(
     `{"0.9": entry}`: `sensitivity_at_specificity` and `specificity_at_sensitivity` (the best over
     all thresholds that keep at least the target), `ppv_at_prevalence` and `npv_at_prevalence`
     (Bayes' rule on the sensitivity and specificity of the decisions). More classes, or
-    multi-label: the same for every class against the rest under `classes`, their unweighted mean
-    under `macro` (so `macro`'s sensitivity is what multi-class work calls balanced accuracy), and
-    for multi-label under `micro` the metrics of all (image, class) pairs together; at the top the
-    macro `auroc` and, for single-label, `accuracy` and `confusion_matrix` (rows: true class). The
-    decision is `Predictions.decisions`.
+    multi-label: the same for every class against the rest under `classes`; their unweighted mean
+    under `macro`, over the classes that have one, the others named by `without` (`macro`'s
+    sensitivity is what multi-class work calls balanced accuracy); for multi-label under `micro`
+    the metrics of all (image, class) pairs together; at the top the macro `auroc` and, for
+    single-label, `accuracy` and `confusion_matrix` (rows: true class). The decision is
+    `Predictions.decisions`.
 
     A metric is `{"value", "low", "high"}`, with the 95 % interval of `bootstrap.interval` over
     patients; one that the sample leaves undefined is `{"value": None, "reason"}`; one without an
@@ -174,7 +175,13 @@ def metrics_of(bootstrap: Bootstrap) -> dict:
         if np.isnan(value):
             return {"value": None, "reason": needs(predictions, group, metric)}
         scale = _SCALES.get(metric, "logit")
-        return {"value": float(value), **interval(value, resampled, num_patients, scale)}
+        absent = left_out(bootstrap, key)
+        mean_of_some = {"without": absent} if absent else {}
+        return {
+            "value": float(value),
+            **interval(value, resampled, num_patients, scale),
+            **mean_of_some,
+        }
 
     report = {
         "split": predictions.split,
@@ -198,6 +205,16 @@ def metrics_of(bootstrap: Bootstrap) -> dict:
     if report["task"] == "multi_class":
         report["confusion_matrix"] = confusion_matrix(predictions).tolist()
     return report | entries | {"classes": classes}
+
+
+def left_out(bootstrap: Bootstrap, key: Key) -> list[str]:
+    """The classes that a mean over classes leaves out, as the sample does not define theirs."""
+    group, metric, target = key
+    names = bootstrap.predictions.class_names
+    if group not in ("macro", None) or (0, metric, target) not in bootstrap.values:
+        return []
+    values = (bootstrap.values[k, metric, target] for k in range(len(names)))
+    return [name for name, value in zip(names, values) if np.isnan(value).any()]
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
@@ -284,16 +301,20 @@ def statistics(
         targets: the rates to hold, under "sensitivity_at_specificity",
             "specificity_at_sensitivity" and "at_prevalence".
     """
-    found = {}
-    one_class = {}
-    for k, positive, decided, log_odds in one_vs_rest(predictions):
-        one_class = _class_statistics(positive, decided, log_odds, weights, targets)
+    found, whole, one_class = {}, {}, {}
+    for k, *of_class in one_vs_rest(predictions):
+        one_class = _class_statistics(*of_class, weights, targets)
         found |= {(k, *key): values for key, values in one_class.items()}
+        for key, values in _class_statistics(*of_class, np.ones_like(weights[:1]), targets).items():
+            whole[k, *key] = values[0]
     if _task(predictions) == "binary":
         return found
     indices = range(len(predictions.class_names))
     for metric, target in one_class:
-        values = [found[k, metric, target] for k in indices]
+        # A resample may lack what the sample has, and is then left out; what the sample lacks is
+        # left out of the mean.
+        has = [k for k in indices if not np.isnan(whole[k, metric, target]).any()]
+        values = [found[k, metric, target] for k in has or indices]
         if metric in CALIBRATION_ERRORS:
             # Bins of all classes, side by side: the sum over them is the mean over classes.
             found["macro", metric, target] = np.concatenate(values, axis=1) / len(indices)
@@ -337,7 +358,7 @@ def needs(predictions: Predictions, group: int | str | None, metric: str) -> str
     if isinstance(group, int):
         name = predictions.class_names[group]
     else:
-        name = "any class" if group == "micro" else "each class"
+        name = "any class" if group == "micro" else "one class at least"
     return _NEEDS[metric].format(name=name)
 
 

@@ -95,7 +95,7 @@ class DataSet:
         return list(struct.unpack(f"{self.order}{len(raw) // 2}{kind}", raw))
 
     def word(self, keyword: str, default: int | None = None) -> int:
-        """The first of `words`; without one, `default`, or an error if that is None."""
+        """The first of unsigned `words`; without one, `default`, or an error if that is None."""
         value = next(iter(self.words(keyword)), default)
         if value is None:
             raise ValueError(f"{keyword} is missing")

@@ -4,12 +4,13 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 import transformers
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
@@ -62,7 +63,7 @@ def create_model(
     if Path(name).is_dir() or "/" in name:
         if pretrained:
             raise ValueError(f"--pretrained is for network names; {name} has weights of its own.")
-        return _load_model(name, image_size, options)
+        return _adapt_model(name, image_size, options)
     options["image_size"] = 224 if image_size is None else image_size
     families = _classifiers()
     if name not in families and timm.is_model(name):
@@ -105,11 +106,17 @@ def load_model(name: str) -> tuple[CxrClassifier, CxrImageProcessor]:
         OSError: there is no such model, its weights are damaged, or the Hub cannot be reached.
     """
     model_class, config = _load_config(name)
-    try:
+    with _loading_weights(name):
         model = model_class.from_pretrained(name, config=config).eval()
+    return model, _load_processor(name)
+
+
+@contextmanager
+def _loading_weights(name: str) -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as error:
         raise OSError(f"the weights of {name} are damaged ({first_line(error)}).") from error
-    return model, _load_processor(name)
 
 
 def _load_config(name: str) -> tuple[type[CxrClassifier], CxrConfig]:
@@ -118,7 +125,12 @@ def _load_config(name: str) -> tuple[type[CxrClassifier], CxrConfig]:
         stored, _ = PretrainedConfig.get_config_dict(name)
         if not stored:
             raise FileNotFoundError("there is no config.json")
-    except (OSError, ValueError, HFValidationError) as error:
+    except (OSError, ValueError) as error:
+        if getattr(error, "filename", None) and not Path(name).exists():
+            raise OSError(
+                f"the Hub's cache {error.filename} cannot be written ({error.strerror}); set "
+                "HF_HOME to a folder that can."
+            ) from error
         raise OSError(
             f"model {name!r} is neither a folder with a saved model nor a Hub id that can be "
             f"reached ({first_line(error)})."
@@ -142,7 +154,7 @@ def _load_processor(name: str) -> CxrImageProcessor:
         ) from error
 
 
-def _load_model(
+def _adapt_model(
     name: str, image_size: int | None, options: dict[str, Any]
 ) -> tuple[CxrClassifier, CxrImageProcessor]:
     model_class, config = _load_config(name)
@@ -159,9 +171,10 @@ def _load_model(
     kept = ("class_weights", "focal_alpha") if same_classes else ()
     config.update(dict.fromkeys(field for field in FITTED if field not in kept))
     config = type(config).from_dict(config.to_dict() | options)
-    model, loading = model_class.from_pretrained(
-        name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-    )
+    with _loading_weights(name):
+        model, loading = model_class.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
     fresh = {key for key, *_ in loading["mismatched_keys"]} | set(loading["missing_keys"])
     body = sorted(fresh - model.head_keys())
     if body:

@@ -29,6 +29,7 @@ os.environ.update(
     NO_PROXY="127.0.0.1,localhost",
 )
 
+from accelerate.state import AcceleratorState  # noqa: E402
 from forked import run_forked  # noqa: E402
 from hub_server import HubServer  # noqa: E402
 
@@ -41,6 +42,14 @@ def hub(tmp_path):
     """A running, empty `HubServer`; a process started with `hub.env` talks to it alone."""
     with HubServer(tmp_path / "hub") as server:
         yield server
+
+
+@pytest.fixture
+def no_accelerator():
+    """Forget the process's Accelerator before and after: its precision is set once a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -184,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{'' if repo_type == 'model' else f'{repo_type}s/'}{repo_id}"
         with self.hub.lock:
             if (repo_type, repo_id) not in self.hub.repos:
-                self.hub.repos[repo_type, repo_id] = Repo()
+                self.hub.repos[repo_type, repo_id] = Repo(asked.get("visibility") == "private")
                 return {"url": url}
         message = f"You already created this {repo_type} repo"
         # With `exist_ok=True` the client reads the address from the refusal.
@@ -195,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.hub.repo(repo_id, repo_type)
         commit = repo.resolve(revision or "main")
         names = [{"rfilename": path} for path in repo.commits[commit]]
-        state = {"private": False, "gated": False, "disabled": False}
+        state = {"private": repo.private, "gated": False, "disabled": False}
         counts = {"downloads": 0, "likes": 0, "tags": []}
         return {"id": repo_id, "sha": commit, "siblings": names, **state, **counts}
 

@@ -45,7 +45,8 @@ class File:
 class Repo:
     """A commit is a whole snapshot (path -> `File`); a ref is a branch such as `main`."""
 
-    def __init__(self):
+    def __init__(self, private: bool = False):
+        self.private = private
         self.commits: dict[str, dict[str, File]] = {}
         self.refs: dict[str, str] = {}
         self.commit("main", {})

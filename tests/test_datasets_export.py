@@ -8,6 +8,8 @@ import pytest
 import yaml
 from datasets import Image, load_dataset
 from datasets_trees import write_classes, write_image, write_kermany
+from PIL import EpsImagePlugin
+from PIL import Image as PillowImage
 
 import datasets_scripts
 from datasets_scripts import (
@@ -94,6 +96,24 @@ def test_unreadable_images_are_left_out_of_an_export_or_stop_it(tmp_path, capsys
     main("folder", [str(root), "--output", str(tmp_path / "out"), "--max_unreadable", "0.1"])
     read = load_cxr_dataset(str(tmp_path / "out"))
     assert sum(map(len, read.values())) == 199
+
+
+def test_an_eps_file_under_another_name_starts_no_ghostscript(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: started.append(1) or broken())
+    root = write_classes(tmp_path / "set", a=100, b=100)
+    eps = root / "a" / "a-00.png"
+    eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\nshowpage\n")
+    with pytest.raises(OSError), PillowImage.open(eps) as opened:  # Pillow alone would start it
+        opened.load()
+    assert started.pop() and not started
+    main("folder", [str(root), "--output", str(tmp_path / "out"), "--max_unreadable", "0.1"])
+    assert sum(map(len, load_cxr_dataset(str(tmp_path / "out")).values())) == 199
+    assert not started
+
+
+def broken():
+    raise OSError("Ghostscript was started")
 
 
 def test_a_used_folder_is_refused_and_left_alone(tmp_path):

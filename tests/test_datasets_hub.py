@@ -2,11 +2,14 @@
 
 import io
 import json
+import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from datasets_trees import write_kermany
+from datasets_trees import write_image, write_kermany
+from dicom_files import dicom
 from PIL import Image as PillowImage
 
 SUMMARY = """
@@ -209,6 +212,7 @@ def test_a_missing_set_and_an_unreachable_hub_are_one_sentence(load):
 def test_a_pushed_set_is_loaded_with_the_same_rows(hub, load, run_python, tmp_path):
     root = write_kermany(tmp_path / "chest_xray")
     command = ["-m", "datasets_scripts.kermany", root, "--push_to_hub", "org/converted"]
+    command.append("--publish_ids")
     done = run_python([*command, "--private"], env=hub.env)
     assert done.returncode == 0 and "pushed to" in done.stdout, done.stderr
     assert "10.17632/rscbjbr9sj" in hub.read("org/converted", "README.md", "dataset").decode()
@@ -224,6 +228,53 @@ def test_a_pushed_set_is_loaded_with_the_same_rows(hub, load, run_python, tmp_pa
         "error: could not push to data set 'org/converted' (Invalid credentials in Authorization "
         "header)."
     )
+
+
+def test_a_push_hides_the_names_of_files_and_patients(hub, run_python, tmp_path):
+    root = tmp_path / "export"
+    for name in ("NORMAL/DOE_JANE", "NORMAL/ROE_MAX", "PNEUMONIA/DOE_JOHN", "PNEUMONIA/POE_ANN"):
+        for number in range(24):
+            seed = len(list(root.rglob("*.png")))
+            write_image(root / f"{name}_{number // 4}_{number % 4}.png", seed)
+    command = ["-m", "datasets_scripts.folder", root, "--patient_regex", r"^(.+)_\d+\.png$"]
+    done = run_python([*command, "--push_to_hub", "org/hidden"], env=hub.env)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "org/hidden is public: pushed will be the images as they are, with label, image_id, pat"
+        in (done.stderr)
+    )
+    assert "; names of files and patients are salted hashes." in done.stderr
+    pushed = {}
+    for name in hub.files("org/hidden", "dataset"):
+        content = hub.read("org/hidden", name, "dataset")
+        if name.endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(content)).to_pylist()
+            pushed[name] = table
+            assert all(row["image"]["path"] == row["image_id"] for row in table)
+            content = str(table).encode()
+        assert not re.search(rb"DOE|ROE|POE", content), name
+    rows = sum(pushed.values(), [])
+    assert len({row["image_id"] for row in rows}) == 96
+    assert len({row["patient_id"] for row in rows}) == 24
+    again = run_python([*command, "--push_to_hub", "org/hidden", "--private"], env=hub.env)
+    assert again.returncode == 1
+    assert again.stderr.splitlines()[-1] == (
+        "error: data set org/hidden is public, against --private; change that on the Hub, or name "
+        "another."
+    )
+
+
+def test_dicom_files_whose_headers_may_name_patients_are_not_pushed(hub, run_python, tmp_path):
+    for index in range(12):
+        path = tmp_path / "set" / ("NORMAL", "PNEUMONIA")[index % 2] / f"{index}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 4096, (64, 64)).astype(np.uint16)
+        path.write_bytes(dicom(noise, 12, PatientName="DOE^JOHN"))
+    command = ["-m", "datasets_scripts.folder", tmp_path / "set", "--push_to_hub", "org/headers"]
+    refused = run_python(command, env=hub.env)
+    assert refused.returncode == 1
+    assert "is a DICOM file, the header of which may name its patient" in refused.stderr
+    assert ("dataset", "org/headers") not in hub.repos
 
 
 def test_labels_and_splits_are_read_as_they_are_written(hub, load):

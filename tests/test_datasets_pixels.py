@@ -4,13 +4,18 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from conftest import REPO
 from datasets_trees import write_classes, write_image
 from PIL import Image, UnidentifiedImageError
 
 from datasets_scripts import fingerprint, load_cxr_dataset, read_pixels
+from datasets_scripts.hashes import hash_images
 
 SIZE = 16
 
@@ -130,6 +135,45 @@ def test_a_half_written_cache_is_never_used(part, tmp_path):
     assert (pixels == whole).all()
 
 
+@pytest.mark.parametrize("content", [None, b"", b'{"images": 60, "left_o', b"\xff\xfe"])
+def test_a_cache_without_whole_facts_is_written_again(content, part, tmp_path):
+    cache = tmp_path / "cache"
+    whole = np.array(read_pixels(part, read, SIZE, cache).pixels)
+    facts = cache.with_name("cache.json")
+    facts.unlink() if content is None else facts.write_bytes(content)
+    assert (read_pixels(part, read, SIZE, cache).pixels == whole).all()
+    assert (read_pixels(part, refuse, SIZE, cache).pixels == whole).all()
+
+
+def test_of_two_processes_with_one_cache_one_decodes(part, tmp_path):
+    code = f"""
+import sys, time
+sys.path[:0] = [{str(REPO)!r}, {str(REPO / "tests")!r}]
+from test_datasets_pixels import *
+part = load_cxr_dataset("folder", {str(tmp_path / "set")!r})["test"]
+def slow(row):
+    time.sleep(0.02)
+    print(row["image_id"], flush=True)
+    return read(row)
+pixels = read_pixels(part, slow, SIZE, {str(tmp_path / "cache")!r}, num_workers=1).pixels
+assert (pixels.reshape(60, -1).max(axis=1) > 0).all()
+"""
+    command = [sys.executable, "-c", code]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    decoded = "".join(process.communicate(timeout=120)[0] for process in both).split()
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(decoded) == sorted(part["image_id"])
+
+
+def test_what_killed_processes_left_is_removed_and_what_is_being_written_stays(part, tmp_path):
+    old, fresh = tmp_path / "a.u16.0f.partial", tmp_path / "b.u16.1e.partial"
+    for leftover in (old, fresh):
+        leftover.write_bytes(b"half")
+    os.utime(old, (time.time() - 4000,) * 2)
+    read_pixels(part, read, SIZE, tmp_path / "cache")
+    assert not old.exists() and fresh.exists()
+
+
 def test_a_mistake_in_read_is_not_taken_for_a_bad_image(part, tmp_path):
     with pytest.raises(TypeError, match=r"read gave uint8 \(16, 16\), not uint16 \(16, 16\)"):
         read_pixels(part, lambda row: (np.zeros((16, 16), np.uint8), ()), SIZE, tmp_path / "cache")
@@ -175,6 +219,13 @@ def test_the_fingerprint_follows_the_images(part, tmp_path):
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert fingerprint(part) != first
+    first, (hashed,) = fingerprint(part), hash_images([str(path)])
+    other = bytearray(path.read_bytes())
+    other[-20] ^= 1
+    path.write_bytes(other)  # under the same size, and then the same time
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert fingerprint(part) != first
+    assert hash_images([str(path)]) != [hashed]
     write_image(path, seed=12345, size=60)
     changed = fingerprint(part)
     shutil.rmtree(tmp_path / "set")

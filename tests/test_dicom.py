@@ -486,6 +486,25 @@ def test_eight_bits_that_use_few_greys_are_stretched():
     assert "Without a usable window" in image.warnings[0]
 
 
+@pytest.mark.parametrize("limit", [None, -1990, -2010])
+@pytest.mark.parametrize("kind", ["SS", "US"])  # writers disagree on the kind, not on the bits
+def test_padding_below_zero_does_not_count_as_something_shown(kind, limit):
+    signed = NOISE.astype(np.int16) - 2048 + 400
+    signed[:32] = -2000
+    ds = data_set(signed, 16, WindowCenter=20000, WindowWidth=100)
+    mask = 0xFFFF if kind == "US" else -1
+    ds.add_new("PixelPaddingValue", kind, -2000 & mask)
+    if limit is not None:
+        ds.add_new("PixelPaddingRangeLimit", kind, limit & mask)
+    image = read_dicom(written(ds), "x")
+    assert not image.pixels[:32].any() and np.ptp(image.pixels[32:]) == 65535
+
+
+def test_an_empty_padding_value_pads_nothing():
+    image = read_dicom(dicom(EIGHT, PixelPaddingValue=None), "x")
+    np.testing.assert_array_equal(image.pixels, EIGHT.astype(int) * 257)
+
+
 def test_padding_does_not_count_as_something_shown():
     padded = NOISE.copy()
     padded[:32] = 0

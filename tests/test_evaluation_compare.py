@@ -247,3 +247,16 @@ def test_models_of_different_images_or_truth_are_refused_by_name():
         compare_models(a, longer, 10)
     with pytest.raises(ValueError, match="num_resamples is -1"):
         compare_models(a, b, -1)
+
+
+def test_means_over_different_classes_are_not_subtracted():
+    a, b = multi_label_pair()
+    never = a.logits.copy()
+    never[:, 2] = -9.0  # no image is called C, so that its PPV is undefined
+    report = compare_models(replace(a, logits=never), b, num_resamples=50)
+    assert report["macro"]["ppv"] == {
+        "value": None,
+        "reason": "the two means are over different classes",
+    }
+    assert report["macro"]["sensitivity"]["value"] is not None
+    assert report["differences"]["auroc"]["value"] is not None

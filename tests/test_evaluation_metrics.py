@@ -189,16 +189,27 @@ def test_an_undefined_metric_gives_its_reason_and_never_nan(labels, logits, unde
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def test_a_missing_class_leaves_the_macro_undefined_and_the_others_reported():
+def test_a_missing_class_is_left_out_of_the_mean_and_named():
     logits = np.random.default_rng(0).normal(size=(30, 3))
     report = compute_metrics(make(np.arange(30) % 2, logits), num_resamples=50)
+    classes = {name: entry["auroc"] for name, entry in report["classes"].items()}
+    assert classes["C2"] == {"value": None, "reason": "needs images with and without C2"}
+    mean = (classes["C0"]["value"] + classes["C1"]["value"]) / 2
+    assert report["auroc"] == report["macro"]["auroc"]
+    assert report["auroc"]["value"] == pytest.approx(mean, abs=1e-12)
+    assert report["auroc"]["low"] < mean < report["auroc"]["high"]
+    assert report["auroc"]["without"] == ["C2"]
+    assert "without" not in report["macro"]["brier"] and "without" not in report["accuracy"]
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_set_of_one_class_has_no_mean():
+    logits = np.random.default_rng(0).normal(size=(30, 3))
+    report = compute_metrics(make(np.zeros(30, int), logits), num_resamples=50)
     assert report["auroc"] == {
         "value": None,
-        "reason": "needs images with and without each class",
+        "reason": "needs images with and without one class at least",
     }
-    assert report["classes"]["C2"]["auroc"]["value"] is None
-    assert report["classes"]["C0"]["auroc"]["value"] is not None
-    json.dumps(report, allow_nan=False)
 
 
 def test_a_negative_number_of_resamples_is_an_error():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -123,14 +122,6 @@ def test_forward_gives_loss_logits_and_calibrated_probabilities():
     as_tuple = model(inputs, torch.tensor([0, 1, 1, 0]), return_dict=False)
     for given, wanted in zip(as_tuple, labelled.to_tuple(), strict=True):
         torch.testing.assert_close(given, wanted)
-
-
-@pytest.fixture
-def no_accelerator():
-    """Forget the process's Accelerator before and after: its precision is set once a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_calibrated_model_trains_in_mixed_precision_through_accelerate(no_accelerator):

@@ -1,11 +1,16 @@
 """What predict.py says to wrong input: one sentence, and an exit code of its own."""
 
 import os
+import re
 import shutil
+import subprocess
 
 import pytest
 from conftest import REPO
-from test_predict import SCRIPT, run, save_model, write_xrays
+from PIL import Image
+from test_predict import SCRIPT, read_csv, run, save_model, write_xrays
+
+from prediction.writing import only_writer
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +87,62 @@ def test_whatever_else_goes_wrong_is_exit_code_2_too(run_python, tmp_path, model
     result = run_python(args, cwd=REPO)
     assert result.returncode == 2
     assert "no memory is left" in result.stderr.splitlines()[-1]
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub, run_python, tmp_path, model_folder):
+    hub.add_files("org/tiny", {path.name: path.read_bytes() for path in model_folder.iterdir()})
+    write_xrays(tmp_path / "in", ["a.png"])
+    args = [SCRIPT, tmp_path / "in", "--model", "org/tiny", "--output", tmp_path / "t.csv"]
+    result = run_python(args, env={**hub.env, "HF_HOME": "/proc/none", "HOME": "/proc/none"})
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        "predict.py: error: the Hub's cache /proc/none cannot be written (No such file or "
+        "directory); set HF_HOME to a folder that can."
+    )
+
+
+def test_a_second_run_on_one_table_is_refused_and_the_first_goes_on(tmp_path, model_folder):
+    write_xrays(tmp_path / "in", [f"{number}.png" for number in range(6)])
+    command = [tmp_path / "in", "--model", model_folder, "--output", tmp_path / "t.csv"]
+    with only_writer(tmp_path / "t.csv"):
+        with pytest.raises(ValueError, match=r"^another run is writing .*t\.csv; wait for its end"):
+            run(*command)
+        assert not (tmp_path / "t.csv").exists()
+    assert run(*command) == 0
+    assert run(*command) == 0  # the lock of a run that has ended holds nobody up
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("full", ["maps", "table"])
+def test_a_full_disk_ends_the_run_with_a_sentence_and_is_tried_again(
+    full, run_python, tmp_path, model_folder
+):
+    folder = write_xrays(tmp_path / "in", [f"{number}.png" for number in range(40)])
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], check=True)
+    try:
+        places = {"table": tmp_path / "t.csv", "maps": tmp_path / "maps"}
+        places[full] = disk / places[full].name
+        if full == "table":
+            (disk / "filler").write_bytes(bytes(26_000))  # leaves a page for the table
+        args = [SCRIPT, folder, "--model", model_folder, "--output", places["table"]]
+        args += ["--batch_size", "4", "--heatmaps", places["maps"]]
+        result = run_python(args)
+        assert result.returncode == 2, result.stderr
+        last = result.stderr.splitlines()[-1]
+        assert re.fullmatch(
+            r"predict.py: error: .* could not be written \(No space left on device\); the same "
+            r"command goes on from here once there is room\.",
+            last,
+        ), result.stderr
+        rows = places["table"].read_text()
+        assert ",error," not in rows and 0 < rows.count("\n") < 41
+        for heatmap in places["maps"].rglob("*.png"):
+            Image.open(heatmap).load()
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        assert run_python(args).returncode == 0
+        assert len(read_csv(places["table"])) == len(list(places["maps"].rglob("*.png"))) == 40
+        assert not list(places["maps"].rglob(".*.partial"))
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -53,7 +53,7 @@ def test_a_run_ends_with_model_predictions_metrics_figures_and_card(finished):
         *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
         *(path.name for path in (REPO / "modeling").glob("*_cxr.py") if path.name not in OTHERS),
         *("predictions_validation.csv", "predictions_test.csv", "metrics.json", "history.csv"),
-        *("training_args.json", "dataset.json"),
+        *("training_args.json", "dataset.json", ".salt"),
         *(f"figures/{name}.png" for name in FIGURES),
         *(f"figures/{name}.svg" for name in FIGURES),
     }
@@ -263,9 +263,54 @@ def test_a_push_holds_everything_but_the_checkpoints(finished):
     folder, hub, _ = finished
     pushed = {name for name in hub.files("org/cxr-densenet121") if name != ".gitattributes"}
     local = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert pushed == {name for name in local if not name.startswith("checkpoints/")}
+    assert pushed == {name for name in local if not name.startswith(("checkpoints/", "."))}
     card = hub.read("org/cxr-densenet121", "README.md").decode()
     assert 'from_pretrained("org/cxr-densenet121"' in card
+
+
+def test_a_push_hides_the_names_of_images_and_patients_and_changes_nothing_else(finished):
+    folder, hub, result = finished
+    said = (
+        "org/cxr-densenet121 is public: pushed will be the model, its card and figures, and label"
+    )
+    assert said in result.stderr and "under salted hashes for image and patient." in result.stderr
+    for split in ("validation", "test"):
+        own = read_predictions(folder / f"predictions_{split}.csv")
+        pushed = hub.read("org/cxr-densenet121", f"predictions_{split}.csv")
+        (folder / "pushed.csv").write_bytes(pushed)
+        public = read_predictions(folder / "pushed.csv")
+        (folder / "pushed.csv").unlink()
+        assert not {*own.image_id, *own.patient_id} & {*public.image_id, *public.patient_id}
+        assert len({*zip(own.patient_id, public.patient_id)}) == len({*own.patient_id})
+        np.testing.assert_array_equal(public.logits, own.logits)
+        np.testing.assert_array_equal(public.labels, own.labels)
+    everything = b"".join(
+        hub.read("org/cxr-densenet121", name)
+        for name in hub.files("org/cxr-densenet121")
+        if not name.endswith(".safetensors")
+    )
+    assert not [name for name in own.image_id if name.encode() in everything]
+
+
+def test_a_private_push_to_a_public_repository_is_refused(finished, run_python):
+    _, hub, _ = finished
+    code = """
+import logging
+from training.publish import check_hub
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+check_hub("org/secret", True, True)
+try:
+    check_hub("org/cxr-densenet121", True, False)
+except ValueError as error:
+    print(error)
+"""
+    result = run_python(code, env=hub.env, cwd=REPO)
+    assert result.stdout == (
+        "org/cxr-densenet121 is public, against --hub_private; change that on the Hub, or name "
+        "another --hub_model_id.\n"
+    )
+    assert "org/secret is private: " in result.stderr
+    assert "under the names of image and patient." in result.stderr
 
 
 def test_a_dropped_push_keeps_the_model_and_the_same_command_pushes_again(

@@ -50,7 +50,14 @@ FINAL = {
 # What may differ between a run and its continuation, or says where things are on one machine.
 LOCAL = {
     *("config", "cache_dir", "output_dir", "resume_from_checkpoint", "report_to"),
-    *("push_to_hub", "hub_model_id", "hub_private", "max_unreadable", "checkpointing_steps"),
+    *(
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private",
+        "publish_ids",
+        "max_unreadable",
+        "checkpointing_steps",
+    ),
 }
 # Fields of the configuration that come from the data and the training; no --model_options.
 SET_BY_RUN = {
@@ -162,6 +169,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     add("--push_to_hub", action="store_true", help="needs --hub_model_id and a token")
     add("--hub_model_id", metavar="ORG/NAME", help="the repository to push to")
     add("--hub_private", action="store_true", help="make the repository private")
+    add("--publish_ids", action="store_true", help="push ids of images and patients, not hashes")
 
     args, _ = parser.parse_known_args(argv)
     if args.config:

@@ -1,9 +1,17 @@
-"""Averaging of weights over the steps of a training."""
+"""Weights at one step, and their average over the steps of a training."""
 
 from collections.abc import Sequence
 
 import torch
 from torch.optim.swa_utils import AveragedModel
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of weights and buffers on the CPU, contiguous as safetensors needs them."""
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
 
 
 def weight_average(model: torch.nn.Module, decay: float) -> AveragedModel:

@@ -1,7 +1,10 @@
 """Checkpoints that are whole or absent."""
 
+import hashlib
 import json
+import logging
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +13,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from modeling.pretrained import first_line
+from training.data import versions
+
+logger = logging.getLogger(__name__)
 
 KEPT = 2
+SUMS = "SHA256SUMS"
 
 
 @contextmanager
@@ -36,16 +43,20 @@ def save_checkpoint(
     folder: Path,
     step: int,
     progress: dict,
-    best: dict[str, torch.Tensor],
+    tensors: dict[str, dict[str, torch.Tensor]],
 ) -> None:
-    """Writes `folder/step_00000123` under another name and renames it when it is whole.
+    """Writes `folder/step_00000123` under another name and renames it when it is whole on the disk.
+
+    Nothing in it needs Python's pickle to be trusted: JSON, safetensors, and the optimizer's state,
+    which torch reads with `weights_only`. No state of a random generator is kept: each batch seeds
+    its own. `sha256sum -c SHA256SUMS` says whether it is whole.
 
     Args:
-        accelerator: has prepared, or registered, what is saved.
+        accelerator: has prepared model and optimizer.
         folder: holds a run's checkpoints; the two newest are kept.
         step: batches so far.
         progress: JSON-ready state of the loop.
-        best: the best weights so far, empty before the first evaluation.
+        tensors: what becomes NAME.safetensors.
 
     Raises:
         OSError: the disk is full or forbids writing; earlier checkpoints stay as they are.
@@ -58,14 +69,20 @@ def save_checkpoint(
                 partial.mkdir(parents=True)
             accelerator.wait_for_everyone()
             accelerator.save_state(str(partial))
-            if accelerator.is_main_process:
-                save_file(best, partial / "best.safetensors")
-                (partial / "progress.json").write_text(json.dumps(progress))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
+                for pickled in partial.glob("random_states_*.pkl"):
+                    pickled.unlink()
+                for name, content in tensors.items():
+                    save_file(content, partial / f"{name}.safetensors")
+                (partial / "progress.json").write_text(json.dumps(progress))
+                (partial / SUMS).write_text(checksums(partial))
+                for file in (*partial.iterdir(), partial):
+                    flush(file)
                 whole = folder / f"step_{step:08d}"
                 shutil.rmtree(whole, ignore_errors=True)
                 os.replace(partial, whole)
+                flush(folder)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -74,32 +91,89 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
+def flush(path: Path) -> None:
+    """Has a file, or the names in a folder, written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksums(folder: Path) -> str:
+    """A line a file of the folder, as sha256sum writes and reads them."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.name != SUMS:
+            with open(path, "rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    return "".join(lines)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
+    """The checkpoints in a folder, oldest first."""
     return sorted(folder.glob("step_*"))
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, recipe: dict) -> tuple[dict, Path]:
-    """Restores the newest checkpoint into what `accelerator` prepared.
-
-    Args:
-        accelerator: has prepared, or registered, what is restored.
-        folder: holds a run's checkpoints.
-        recipe: what must be the same in the checkpoint's `progress`.
-
-    Returns:
-        The `progress` saved with it, and its folder.
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest whole checkpoint; newer ones that are damaged are named in a warning.
 
     Raises:
-        ValueError: the folder holds no whole checkpoint, or one of another recipe.
+        ValueError: the folder holds no whole checkpoint.
     """
-    whole = list_checkpoints(folder)
-    if not whole:
-        raise ValueError(f"{folder} holds no checkpoint; leave out --resume_from_checkpoint.")
-    progress = json.loads((whole[-1] / "progress.json").read_text())
+    for checkpoint in reversed(list_checkpoints(folder)):
+        sums = checkpoint / SUMS
+        if sums.is_file() and sums.read_text("ascii", "replace") == checksums(checkpoint):
+            return checkpoint
+        logger.warning("%s is damaged: an older checkpoint is looked for.", checkpoint)
+    raise ValueError(
+        f"{folder} holds no checkpoint that is whole; leave out --resume_from_checkpoint."
+    )
+
+
+def load_checkpoint(
+    accelerator: Accelerator, folder: Path, recipe: dict, data: dict[str, str]
+) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
+    """Restores the newest whole checkpoint into what `accelerator` prepared.
+
+    Args:
+        accelerator: has prepared model and optimizer.
+        folder: holds a run's checkpoints.
+        recipe: what must be the same in the checkpoint's `progress["recipe"]`.
+        data: {split: digest}, the same for those splits that the checkpoint's `progress` has, too.
+
+    Returns:
+        The `progress` and the `tensors` saved with it.
+
+    Raises:
+        ValueError: the folder holds no whole checkpoint, or one of another recipe or other data.
+    """
+    checkpoint = newest_checkpoint(folder)
+    progress = json.loads((checkpoint / "progress.json").read_text())
     for name, value in json.loads(json.dumps(recipe)).items():
         saved = progress["recipe"].get(name)
         if value != saved:
             raise ValueError(f"{name} is {value}, but {folder} was written with {saved}.")
-    accelerator.load_state(str(whole[-1]))
-    return progress, whole[-1]
+    for split, digest in data.items():
+        if progress["data"].get(split, digest) != digest:
+            raise ValueError(
+                f"the {split} images or labels are not those that {folder} was written with; give "
+                "it the same data, or leave out --resume_from_checkpoint and name another "
+                "--output_dir."
+            )
+    for name, version in progress["versions"].items():
+        if (now := versions((name,))[name]) != version:
+            logger.warning(
+                "%s was %s and is now %s: the last digits may be others than in a run that was "
+                "never stopped.", name, version, now,
+            )  # fmt: skip
+    try:
+        accelerator.load_state(str(checkpoint))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{checkpoint} holds what no training writes ({first_line(error)}); do not trust it."
+        ) from error
+    names = [path.stem for path in checkpoint.glob("*.safetensors") if path.stem != "model"]
+    tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
+    logger.info("Resuming from %s", checkpoint)
+    return progress, tensors

@@ -21,6 +21,7 @@ from datasets_scripts import (
     fingerprint,
     label_sets,
     open_row,
+    original_shapes,
     perturb,
     read_pixels,
 )
@@ -197,6 +198,14 @@ def summarize(
         "splits": splits,
         "facts": facts(dataset),
     }
+
+
+def split_digest(split: Dataset) -> str:
+    """A hash of what a training sees of a split: images, labels and weights in their order."""
+    seen = [class_names(split), content_hashes(split), original_shapes(split)]
+    seen += [list(map(list, label_sets(split)))]
+    seen += [list(split["weight"])] if "weight" in split.features else []
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def images_digest(hashes: list[str]) -> str:

@@ -297,10 +297,10 @@ def _grey(
     """Grey in [0, 1] of each stored value, for the two MONOCHROME kinds."""
     kind = "h" if signed else "H"
     padding = np.zeros(len(values), bool)
-    if "PixelPaddingValue" in header:
-        first = header.word("PixelPaddingValue", kind)
-        last = header.words("PixelPaddingRangeLimit", kind) or [first]
-        padding = (values >= min(first, last[0])) & (values <= max(first, last[0]))
+    limits = header.words("PixelPaddingValue", kind)[:1]
+    if limits:
+        limits += header.words("PixelPaddingRangeLimit", kind)[:1]
+        padding = (values >= min(limits)) & (values <= max(limits))
     modality_lut = header.item("ModalityLUTSequence")
     if modality_lut:
         modality, _, _ = _look_up(values, modality_lut, "LUT", signed)

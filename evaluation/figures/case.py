@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.figures.style import printable
+from evaluation.pages.wording import percent
 from modeling.heatmap_cxr import overlay
 
 # In pixels: three panels of this width are legible on a telephone.
@@ -63,8 +64,9 @@ def draw_case(
             )
         title, colour = (f"\N{BALLOT X} {name}", RED) if name in case["wrong"] else (name, "white")
         heat = _resize(heatmap.astype(np.float32), height) * probability
-        percent = "over 99.9%" if probability > 0.999 else f"{probability:.1%}"
-        panels.append((_overlay(grey, heat), title, colour, f"{targets[name]} {percent}"))
+        panels.append(
+            (_overlay(grey, heat), title, colour, f"{targets[name]} {percent(probability)}")
+        )
     rows = math.ceil(len(panels) / MAX_COLUMNS)
     columns = math.ceil(len(panels) / rows)
     cell_width, cell_height = PANEL + GAP, height + 2 * LINE + GAP

@@ -111,7 +111,7 @@ def _draw(
             entries = _draw_classes(axes, curve, predictions, metrics[name])
             title += f" of {name}"
         axes.set_title(title_of("", shown))
-        legend_below(figure, axes, title=title, entries=entries)
+        legend_below(figure, entries, axes, title)
     return figure
 
 

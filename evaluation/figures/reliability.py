@@ -121,7 +121,7 @@ def plot_reliability(
             name += f": {metric_text(metrics[name]['ece'])}"
         entries[name] = Line2D([], [], **look(k), marker=MARKERS[k % len(MARKERS)], markersize=5)
     title = f"ECE [{CONFIDENCE_LEVEL * 100:.0f} % CI of the true error]" if single else None
-    legend_below(figure, title=title, entries=entries)
+    legend_below(figure, entries, title=title)
     save(figure, path)
 
 

@@ -60,7 +60,7 @@ def plot_scores(predictions: Predictions, path: str | Path) -> None:
     if threshold is not None:
         label = f"Operating threshold {threshold:.3g}" if single else "Operating threshold"
         entries[label] = Line2D([], [], color="black", linewidth=1)
-    legend_below(figure, entries=entries)
+    legend_below(figure, entries)
     save(figure, path)
 
 

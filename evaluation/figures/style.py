@@ -190,19 +190,19 @@ def grid_of_panels(count: int, heights: tuple[float, ...]) -> tuple[Figure, list
 
 
 def legend_below(
-    figure: Figure, axes: Axes | None = None, title: str | None = None, entries: dict | None = None
+    figure: Figure,
+    entries: dict[str, Artist],
+    axes: Axes | None = None,
+    title: str | None = None,
 ) -> None:
     """A legend under `axes`, or under the whole figure, which grows by its height.
 
     Args:
         figure: holds the axes.
+        entries: label -> handle.
         axes: to put the legend under; None for the whole figure.
         title: of the legend.
-        entries: label -> handle; None takes the labelled artists of `axes`.
     """
-    if entries is None:
-        handles, labels = axes.get_legend_handles_labels()
-        entries = dict(zip(labels, handles))
     labels = [_wrap(label) for label in entries]
     handles: list[Artist] = list(entries.values())
     lines = sum(label.count("\n") for label in labels)

@@ -71,7 +71,7 @@ def plot_threshold_sweep(predictions: Predictions, path: str | Path) -> None:
         axes.set_xlabel(f"Threshold on p({one.name})")
         axes.set_title(title_of("Threshold sweep", {"": predictions}))
     title = f"At p \u2265 {one.threshold:.3g}" if len(series) == 1 else "Line: operating threshold"
-    legend_below(figure, title=title, entries=entries)
+    legend_below(figure, entries, title=title)
     save(figure, path)
 
 
@@ -123,7 +123,7 @@ def plot_decision_curve(models: dict[str, Predictions], path: str | Path) -> Non
     if len(columns) == 1:
         axes.set_xlabel(f"Threshold on p({column[0].name})")
         axes.set_title(title_of("Decision curve", models))
-    legend_below(figure, entries=entries)
+    legend_below(figure, entries)
     save(figure, path)
 
 

@@ -71,7 +71,7 @@ def plot_training_curves(
     auroc_axes.set_title("Validation AUROC")
     auroc_axes.set_xlabel("Epoch")
     auroc_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(figure, entries=entries)
+    legend_below(figure, entries)
     save(figure, path)
 
 

@@ -7,30 +7,18 @@ from evaluation.pages.markdown import escape, picture
 from evaluation.pages.wording import listed, percent, plain
 
 # A figure belongs where a word of its file name is known; the title is that of the longest stem.
-FIGURE_WORDS = {
-    "confusion": {"confusion"},
-    "discrimination": {"roc", "pr", "recall", "score", "scores"},
-    "calibration": {"reliability", "calibration"},
-    "operation": {"threshold", "thresholds", "decision"},
-    "abstention": {"abstention", "coverage"},
-    "subgroups": {"forest", "subgroups"},
-    "saliency": {"saliency", "deletion", "insertion", "lungs", "cam", "randomisation"},
-}
-FIGURE_TITLES = {
-    "confusion_matrix": "Confusion matrix",
-    "roc": "ROC curve",
-    "roc_curve": "ROC curve",
-    "pr": "Precision-recall curve",
-    "pr_curve": "Precision-recall curve",
-    "precision_recall": "Precision-recall curve",
-    "reliability": "Reliability diagram",
-    "score_distribution": "Scores by class",
-    "score_distributions": "Scores by class",
-    "scores": "Scores by class",
-    "threshold_sweep": "Metrics as the threshold moves",
-    "decision_curve": "Decision curve (net benefit)",
-    "forest": "Forest plot",
-    "training_curves": "Training curves",
+# The section of a figure, and its title, by what its file's name begins with.
+FIGURES = {
+    "confusion_matrix": ("confusion", "Confusion matrix"),
+    "roc": ("discrimination", "ROC curve"),
+    "pr": ("discrimination", "Precision-recall curve"),
+    "scores": ("discrimination", "Scores by class"),
+    "reliability": ("calibration", "Reliability diagram"),
+    "threshold_sweep": ("operation", "Metrics as the threshold moves"),
+    "decision_curve": ("operation", "Decision curve (net benefit)"),
+    "forest": ("subgroups", "Forest plot"),
+    "saliency_randomisation": ("saliency", "Heatmaps as layers are randomised"),
+    "training_curves": ("figures", "Training curves"),
 }
 CASE_TITLES = {
     "confident mistake": "Most confident mistakes",
@@ -47,8 +35,7 @@ def place_figures(figures: dict[str, str], subject: str) -> dict[str, list[str]]
     """
     placed = {}
     for stem, file in figures.items():
-        words = set(stem.lower().replace("-", "_").split("_"))
-        section = next((s for s, known in FIGURE_WORDS.items() if known & words), "figures")
+        section, _ = FIGURES.get(_kind(stem), ("figures", ""))
         title = figure_title(stem)
         placed.setdefault(section, []).append(picture(title, [file], f"{title}; {subject}"))
     return placed
@@ -56,12 +43,15 @@ def place_figures(figures: dict[str, str], subject: str) -> dict[str, list[str]]
 
 def figure_title(stem: str) -> str:
     """What a figure's file name says, in words."""
-    known = [name for name in FIGURE_TITLES if stem == name or stem.startswith(f"{name}_")]
-    if not known:
+    kind = _kind(stem)
+    if kind is None:
         return plain(stem)
-    name = max(known, key=len)
-    rest = stem[len(name) :].strip("_")
-    return FIGURE_TITLES[name] + (f": {rest}" if rest else "")
+    rest = stem[len(kind) :].strip("_")
+    return FIGURES[kind][1] + (f": {rest}" if rest else "")
+
+
+def _kind(stem: str) -> str | None:
+    return next((kind for kind in FIGURES if stem == kind or stem.startswith(f"{kind}_")), None)
 
 
 def names_in_figures(names: Sequence[str]) -> list[str]:

@@ -26,6 +26,8 @@ class Notes:
         if entry.get("reason"):
             missing = "" if entry["value"] is None else "no interval: "
             text += self._mark(f"{missing}{entry['reason']}")
+        if entry.get("without"):
+            text += self._mark(f"without {', '.join(entry['without'])}, which the images leave out")
         return text + self._mark(remark) if remark else text
 
     def _mark(self, reason: str) -> str:

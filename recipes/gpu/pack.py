@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import timm
-import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 from modeling import CxrImageProcessor
 from modeling.pretrained import find_weights, read_weights, rename
 from recipes.gpu.manifest import HOSPITALS
+from recipes.gpu.run import read_recipe
 
 SIDE = 224
 QUALITY = 50  # of WebP: 2 kB an image
@@ -94,8 +94,8 @@ def pack(data: Path, manifest: Path, recipe: Path, output: Path) -> int:
 
 def pack_weights(recipe: Path, output: Path) -> None:
     """Writes OUTPUT/MODEL.safetensors for each network that a run starts from ImageNet."""
-    runs = yaml.safe_load(recipe.read_text())["runs"]
-    for name, path in {(run["model"], run["pretrained"]) for run in runs if "pretrained" in run}:
+    starts = {(run.model, run.pretrained) for run in read_recipe(recipe) if run.pretrained}
+    for name, path in sorted(starts):
         file = find_weights(path)
         weights = rename(read_weights(file), timm.create_model(name), file)
         halves = {

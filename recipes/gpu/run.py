@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,21 @@ def score(logits: np.ndarray, pack: Pack, rows: np.ndarray) -> dict[str, dict[st
     return scores
 
 
+def find_run(name: str, folders: Iterable[Path]) -> Path:
+    """The weights of an earlier run in the first folder that has them.
+
+    Raises:
+        OSError: none has.
+    """
+    for folder in folders:
+        if (folder / f"{name}.safetensors").exists():
+            return folder / f"{name}.safetensors"
+    raise FileNotFoundError(
+        f"the weights of the teacher {name} are in none of {', '.join(map(str, folders))}; remove "
+        f"{name}.done there to train it again."
+    )
+
+
 def train_run(  # noqa: PLR0915 - flat on purpose: a training is read from top to bottom
     run: argparse.Namespace,
     pack: Pack,
@@ -248,8 +263,7 @@ def train_run(  # noqa: PLR0915 - flat on purpose: a training is read from top t
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(run.warmup * steps), steps)
     teachers = None
     if run.teachers:
-        files = [folder / f"{name}.safetensors" for name in run.teachers for folder in (out, state)]
-        models = {file.stem: load_run(file)[:2] for file in files if file.exists()}
+        models = {name: load_run(find_run(name, (out, state)))[:2] for name in run.teachers}
         teachers = Teachers(models, processor, model.config, device)
 
     def amp() -> torch.autocast:
