@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from .image_cxr import MAX_PIXELS, CxrImage
-from .reading_cxr import open_image
+from .reading_cxr import open_image, read_file
 
 SECONDS = 10.0  # of 64 million pixels, the slowest to read take half of that
 # Bytes of address space. Reading 64 million grey pixels takes 0.6 GB, in JPEG 2000 0.75; of colour,
@@ -65,15 +65,25 @@ class Sandbox:
         self._idle: list[socket.socket] = []
         self._start()
 
-    def open(self, content: bytes) -> CxrImage:
+    def open(self, file: bytes | str | os.PathLike) -> CxrImage:
         """Reads a file.
 
         Args:
-            content: the file's bytes.
+            file: its path, or its bytes.
 
         Raises:
+            FileNotFoundError: no such file.
             ValueError: see `open_image`; or it takes too much time or memory, or ends its decoder.
         """
+        if isinstance(file, bytes):
+            return self._open(file)
+        try:
+            return self._open(read_file(file))
+        except ValueError as error:
+            text = str(error).removeprefix("the image")
+            raise ValueError(f"{os.fspath(file)}{text}" if text != str(error) else text) from None
+
+    def _open(self, content: bytes) -> CxrImage:
         reader = self._take()
         began = time.monotonic()
         try:
