@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from gradio_client.exceptions import AppError
 from huggingface_hub import HfApi
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from space_server import (
     CLASSES,
@@ -269,10 +272,19 @@ def test_the_readmes_curl_runs(served, models, images, tmp_path):
 
 def test_the_requirements_are_those_that_are_tested():
     pins = dict(line.split("==") for line in (REPO / "constraints.txt").read_text().split())
-    required = (SPACE / "requirements.txt").read_text().split()
-    for requirement in required:
-        name, version = requirement.split("==")
+    lines = (SPACE / "requirements.txt").read_text().splitlines()
+    required = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    for name, version in required.items():
         assert pins[name.partition("[")[0]] == version
+    names = {canonicalize_name(name.partition("[")[0]) for name in required}
+    assert "pylibjpeg-libjpeg" not in names  # GPL-3.0
+    for name in required:  # and with them all that they bring
+        extra = name.partition("[")[2].rstrip("]")
+        for needed in map(Requirement, requires(name.partition("[")[0]) or []):
+            if needed.marker and not needed.marker.evaluate({"extra": extra}):
+                continue
+            if name != "torch" and needed.name != "setuptools":
+                assert canonicalize_name(needed.name) in names, (name, needed.name)
     assert f"sdk_version: {pins['gradio']}\n" in README
 
 
