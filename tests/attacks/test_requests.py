@@ -16,7 +16,8 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 from space_server import LIBRARIES, SPACE
-from visitors import ATTACKER, META, answer, connect, send, unnoticed
+
+from attacks.visitors import ATTACKER, META, answer, connect, send, unnoticed
 
 
 def raw(served, data, timeout=30):
