@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 from space_server import CLASSES, save, serve
-from visitors import ATTACKER, connect
 
+from attacks.visitors import ATTACKER, connect
 from benchmarks import space_load
 from modeling import create_model
 

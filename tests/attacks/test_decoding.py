@@ -13,7 +13,8 @@ from dicom_files import data_set, dicom, written
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
-from visitors import answer, send, unnoticed
+
+from attacks.visitors import answer, send, unnoticed
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,8 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 from space_server import LIBRARIES, SPACE
-from visitors import ATTACKER, META, answer, connect, send, unnoticed
 
-pytestmark = pytest.mark.slow
+from attacks.visitors import ATTACKER, META, answer, connect, send, unnoticed
 
 
 def raw(served, data, timeout=30):
@@ -45,6 +44,7 @@ def ask_tool(served, tool, address=ATTACKER, **arguments):
 # ------------------------------------------------------------------------------------- addresses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "HTTP", " https", "ftp", "file"])
 def test_no_job_makes_the_server_fetch_an_address(served, http, question, trap, scheme):
     file = {"path": f"{scheme}://127.0.0.1:{trap[0]}/x.png", **META}
@@ -81,6 +81,7 @@ def test_files_of_others_are_not_passed_on(served, http, trap):
         assert http.get(path).status_code in (403, 404), path
 
 
+@pytest.mark.slow
 def test_tools_fetch_no_private_address_and_read_no_file_of_the_server(
     served, folder, question, trap
 ):
@@ -170,6 +171,7 @@ def test_what_a_tool_fetches_has_an_end(run_python):
 # ---------------------------------------------------------------------------------------- bodies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
@@ -199,6 +201,7 @@ def test_bodies_are_limited(served, http, question, path, body, status, framed):
 # ----------------------------------------------------------------------------------------- queue
 
 
+@pytest.mark.slow
 def test_one_client_fills_no_lane(served, question):
     content = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), dtype=np.uint8)
@@ -246,6 +249,7 @@ def test_the_pages_own_functions_do_nothing_slow_in_the_lane_of_all(served, http
 # --------------------------------------------------------------------------------------- uploads
 
 
+@pytest.mark.slow
 def test_uploads_have_a_size_a_form_and_a_total(served, question):
     head = (
         "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 8.8.4.4\r\n"
