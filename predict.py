@@ -121,7 +121,6 @@ def predict(
             yield from answer(*batch)
     finally:
         pool.shutdown(cancel_futures=True)
-        sandbox.close()
 
 
 def _read(file: str, processor: CxrImageProcessor, sandbox: Sandbox) -> CxrImage | Prediction:

@@ -6,6 +6,7 @@ ends the process, and a new one takes milliseconds. None has the environment, or
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -44,6 +45,20 @@ sys.modules["cxr"] = types.ModuleType("cxr")
 sys.modules["cxr"].__path__ = [folder]
 importlib.import_module("cxr.sandbox_cxr").serve(float(seconds), int(memory))
 """
+
+
+def shared_sandbox(correct: bool) -> "Sandbox":
+    """The one of this process, made at the first call.
+
+    Args:
+        correct: see `open_image`.
+    """
+    return _of_process(os.getpid(), correct)
+
+
+@functools.lru_cache
+def _of_process(process: int, correct: bool) -> "Sandbox":
+    return Sandbox(correct)
 
 
 class Sandbox:
