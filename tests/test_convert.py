@@ -140,7 +140,7 @@ def test_a_checkpoint_named_as_model_is_to_be_converted_first(tmp_path):
     for use in (
         load_model,
         lambda name: create_model(name, ["a", "b"]),
-        lambda name: Classifier(name, "m"),
+        Classifier,
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             use(str(file))
