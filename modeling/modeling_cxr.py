@@ -1,5 +1,6 @@
 """Chest X-ray models that explain themselves."""
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from .answers_cxr import NO_MAPS, CxrAnswer, answers, class_names, refusal
 from .calibration_cxr import calibrate, decide, to_probabilities
-from .configuration_cxr import CxrConfig
+from .configuration_cxr import CxrConfig, spelled_alike
 from .heatmap_cxr import check_method, make_heatmaps
 from .image_cxr import CxrImage
 from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
 from .outlier_cxr import OutlierDetector
 from .pipeline_cxr import CxrImageClassificationPipeline
+
+logger = logging.getLogger(__name__)
 
 # --------------------------------------------------------------------------------- every family
 
@@ -153,9 +156,53 @@ class CxrClassifier(CxrPreTrainedModel):
     network: CxrNetwork
 
     def __init__(self, config: CxrConfig) -> None:
+        config.follow_classes()
         config.check()
         super().__init__(config)
+        self._head_classes = class_names(config.to_dict())
         self.outlier_detector = None if config.outlier_threshold is None else OutlierDetector()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any
+    ) -> "CxrClassifier | tuple[CxrClassifier, dict]":
+        """See transformers; the heads follow the classes that are asked for.
+
+        The saved classes in another order, by `id2label` or a configuration, keep what the heads
+        learned of each; others, but for another spelling, get fresh heads. A warning says so.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is None:
+            return loaded
+        stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if stored:
+            saved = cls.config_class.from_dict(stored)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model._adapt_heads(class_names(saved.to_dict()))
+        return loaded
+
+    @torch.no_grad()
+    def _adapt_heads(self, saved: list[str]) -> None:
+        """To the model's classes, from those that it was saved with."""
+        before, after = spelled_alike(saved), spelled_alike(self._head_classes)
+        if before == after:
+            return
+        if sorted(before) == sorted(after):
+            rows, what = [before.index(name) for name in after], "in another order"
+        else:
+            rows, what = None, "fresh, to be trained"
+        for head in self.heads:
+            if rows is None:
+                head.reset_parameters()
+                continue
+            for parameter in head.parameters():  # weight (K, D) and bias (K,)
+                parameter.copy_(parameter[rows])
+        logger.warning(
+            "Saved for %s, loaded for %s: the head is %s.",
+            ", ".join(saved),
+            ", ".join(self._head_classes),
+            what,
+        )
 
     @property
     def heads(self) -> tuple[nn.Linear, ...]:
@@ -460,9 +507,19 @@ class CxrClassifier(CxrPreTrainedModel):
 
         Raises:
             ValueError: a folder that could not be loaded: the configuration has a value that does
-                not fit, or other classes than the network; nothing is then written.
+                not fit, or other classes than the network, or the same in another order; nothing
+                is then written.
         """
+        self.config.follow_classes()
         self.config.check()
+        names = class_names(self.config.to_dict())
+        before, after = spelled_alike(self._head_classes), spelled_alike(names)
+        if before != after and sorted(before) == sorted(after):
+            raise ValueError(
+                f"the configuration has the classes {', '.join(names)}, the network "
+                f"{', '.join(self._head_classes)}; load the model with "
+                "from_pretrained(..., id2label=...) to change their order."
+            )
         outputs, count = {head.out_features for head in self.heads}, self.config.num_labels
         if outputs != {count}:
             raise ValueError(
