@@ -17,6 +17,11 @@ OPERATION = ("calibration", "thresholds", "abstention", "prevalence")
 # What holds for the classes and the people of the training data alone.
 FITTED = (*OPERATION, "outlier_threshold", "age_range", "class_weights", "focal_alpha")
 
+NO_FEATURES = (
+    "pipeline('image-feature-extraction') would answer this model's logits, which are no features; "
+    "use model.embed(processor(image).pixel_values)."
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -152,6 +157,17 @@ class CxrConfig(PretrainedConfig):
         if dropped:
             logger.warning("Dropped %s: fitted for %s.", ", ".join(dropped), what)
             self.update(dict.fromkeys(dropped))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "CxrConfig | tuple[CxrConfig, dict]":
+        """See transformers.
+
+        Raises:
+            ValueError: see `from_dict`; it is for a pipeline that asks for features.
+        """
+        if kwargs.get("_from_pipeline") == "image-feature-extraction":
+            raise ValueError(NO_FEATURES)
+        return super().from_pretrained(*args, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs: Any) -> "CxrConfig | tuple[CxrConfig, dict]":

@@ -323,13 +323,16 @@ class CxrClassifier(CxrPreTrainedModel):
         return decide(probabilities, config.thresholds, config.abstention, config.is_multi_label)
 
     def grad_cam(
-        self, pixel_values: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        target: int | str | Sequence[int] | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Where the network looked (Grad-CAM, Selvaraju et al. 2017).
 
         Args:
             pixel_values: float (B, C, H, W).
-            target: class index to explain, or one index an image; None for the predicted class.
+            target: class to explain, an index or a name, or one index an image; None for the
+                predicted class.
 
         Returns:
             float32 (B, H, W) in [0, 1], each scaled to its own extremes.
@@ -347,7 +350,7 @@ class CxrClassifier(CxrPreTrainedModel):
     def explain(
         self,
         pixel_values: torch.Tensor,
-        target: int | Sequence[int] | torch.Tensor | None = None,
+        target: int | str | Sequence[int] | torch.Tensor | None = None,
         method: str = "grad_cam",
     ) -> CxrClassifierOutput:
         """The answer of `forward` and heatmaps; Grad-CAM for little more than the answer's price.
@@ -432,11 +435,12 @@ class CxrClassifier(CxrPreTrainedModel):
             One answer an image.
 
         Raises:
-            ValueError: no such class or method.
+            ValueError: no images; no such class or method.
         """
-        config, names = self.config.to_dict(), class_names(self.config.to_dict())
-        if target is not None and target not in names:
-            raise ValueError(f"{target!r} is not a class of this model; choose {', '.join(names)}.")
+        if not len(images):
+            raise ValueError("there are no images; give one or more.")
+        config = self.config.to_dict()
+        index = None if target is None else self._class_index(target)
         if method is not None:
             check_method(method)
         pixels = np.stack([processor.resize(image.pixels) for image in images])
@@ -448,11 +452,10 @@ class CxrClassifier(CxrPreTrainedModel):
             outputs["outlier_score"] = scores
             known = [k for k in known if refusal(scores[k], threshold, images[k].drawn) is None]
         # The classifier is asked, and perhaps explained, about these alone.
-        outputs["logits"] = np.zeros((len(images), len(names)), np.float32)
+        outputs["logits"] = np.zeros((len(images), self.config.num_labels), np.float32)
         if method is not None:
             outputs["heatmaps"] = np.zeros((len(images), *pixels.shape[1:]), np.float32)
         if len(known):
-            index = None if target is None else names.index(target)
             inputs = pixel_values[list(known)]
             output = self(inputs) if method is None else self.explain(inputs, index, method)
             if method is not None and output.heatmaps is None:
@@ -488,12 +491,23 @@ class CxrClassifier(CxrPreTrainedModel):
                 f"(batch, {self.config.num_labels})."
             )
 
+    def _class_index(self, name: str) -> int:
+        names = class_names(self.config.to_dict())
+        if name not in names:
+            raise ValueError(f"{name!r} is not a class of this model; choose {', '.join(names)}.")
+        return names.index(name)
+
     def _check_target(
-        self, target: int | Sequence[int] | torch.Tensor | None, logits: torch.Tensor
+        self, target: int | str | Sequence[int] | torch.Tensor | None, logits: torch.Tensor
     ) -> torch.Tensor:
         if target is None:
             return logits.argmax(1)
+        if isinstance(target, str):
+            target = self._class_index(target)
         targets = torch.as_tensor(target, device=logits.device)
+        if targets.is_floating_point():
+            raise ValueError(f"target is {target}; it takes class indices, whole numbers.")
+        targets = targets.long()
         if targets.ndim == 0:
             targets = targets.expand(len(logits))
         if targets.shape != (len(logits),):

@@ -299,6 +299,26 @@ def test_models_of_others_keep_transformers_pipeline():
     assert {row["label"] for row in classify(Image.new("RGB", (40, 40)))} == {"cat", "dog"}
 
 
+@pytest.mark.parametrize("given", ["name", "model"])
+def test_logits_are_not_given_for_features(given, fitted):
+    model = str(fitted)
+    if given == "model":
+        model = AutoModelForImageClassification.from_pretrained(fitted)
+    with pytest.raises(ValueError, match=r"logits, which are no features; use model.embed\("):
+        pipeline(
+            "image-feature-extraction",
+            model=model,
+            image_processor=make()[1],
+            trust_remote_code=True,
+        )
+
+
+def test_nothing_is_assessed_of_no_images():
+    model, processor = make()
+    with pytest.raises(ValueError, match="there are no images; give one or more."):
+        model.assess([], processor)
+
+
 LOADED_OBJECTS = """
 import json, sys
 from transformers import AutoImageProcessor, AutoModel, pipeline
