@@ -60,6 +60,7 @@ def create_model(
     """
     options["id2label"] = dict(enumerate(class_names))
     options["label2id"] = {name: index for index, name in enumerate(class_names)}
+    _refuse_file(name)
     if Path(name).is_dir() or "/" in name:
         if pretrained:
             raise ValueError(f"--pretrained is for network names; {name} has weights of its own.")
@@ -105,10 +106,19 @@ def load_model(name: str) -> tuple[CxrClassifier, CxrImageProcessor]:
         ValueError: another kind of model, or one without this project's image processor.
         OSError: there is no such model, its weights are damaged, or the Hub cannot be reached.
     """
+    _refuse_file(name)
     model_class, config = _load_config(name)
     with _loading_weights(name):
         model = model_class.from_pretrained(name, config=config).eval()
     return model, _load_processor(name)
+
+
+def _refuse_file(name: str) -> None:
+    if Path(name).is_file():
+        raise ValueError(
+            f"{name} is a file, not the folder of a model; convert a CheXNet checkpoint first: "
+            f"python -m modeling.convert chexnet {name} OUT, and give OUT."
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
-from .preprocessing_cxr import GEOMETRIES, normalize, resize, restore
+from .preprocessing_cxr import FRAME, GEOMETRIES, normalize, resize, restore
 from .reading_cxr import ImageSource, open_image
 from .sandbox_cxr import Sandbox, shared_sandbox
 
@@ -136,6 +136,14 @@ class CxrImageProcessor(BaseImageProcessor):
     def resize(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
         """`preprocessing_cxr.resize` to this processor's size by its geometry: uint16 (H, W)."""
         return resize(pixels, self._side(), self.geometry, shape)
+
+    def frame(self) -> "CxrImageProcessor":
+        """The processor of the frames that ten crops are cut from: 256 pixels a side for 224."""
+        settings = self.to_dict() | {
+            "size": {name: round(side * FRAME) for name, side in self.size.items()},
+            "geometry": "crop" if self.geometry == "inner_crop" else self.geometry,
+        }
+        return type(self).from_dict(settings)
 
     def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """`preprocessing_cxr.normalize` to `image_mean` and `image_std`: a tensor in any case."""

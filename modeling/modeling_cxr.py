@@ -1,6 +1,7 @@
 """Chest X-ray models that explain themselves."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -24,6 +26,7 @@ from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
 from .outlier_cxr import OutlierDetector
 from .pipeline_cxr import CxrImageClassificationPipeline
+from .preprocessing_cxr import ten_crops
 
 logger = logging.getLogger(__name__)
 
@@ -282,6 +285,27 @@ class CxrClassifier(CxrPreTrainedModel):
         features = self.network.forward_features(self._to_input(pixel_values))
         return self.network.forward_head(features, pre_logits=True).float()
 
+    def ten_crop_logits(self, frames: torch.Tensor) -> torch.Tensor:
+        """Logits of the mean of the uncalibrated probabilities over ten crops of each image.
+
+        Args:
+            frames: float (B, C, h, w), as the processor's `frame` gives them.
+
+        Returns:
+            float32 (B, K), which `probabilities` takes as it takes those of `forward`; softmax or
+            sigmoid of them is the mean.
+
+        Raises:
+            ValueError: see `forward`.
+        """
+        crops = ten_crops(self._to_input(frames), self.config.image_size)
+        logits = torch.stack([self.network(crop).float() for crop in crops])
+        if not self.config.is_multi_label:
+            return logits.log_softmax(2).logsumexp(0) - math.log(len(crops))
+        # In the logarithm, as 1 - p of a sure answer is 0 in float32.
+        present, absent = F.logsigmoid(logits), F.logsigmoid(-logits)
+        return present.logsumexp(0) - absent.logsumexp(0)
+
     def probabilities(
         self, logits: torch.Tensor, prevalence: float | Sequence[float] | None = None
     ) -> torch.Tensor:
@@ -422,6 +446,7 @@ class CxrClassifier(CxrPreTrainedModel):
         processor: CxrImageProcessor,
         target: str | None = None,
         method: str | None = None,
+        ten_crop: bool = False,
     ) -> list[CxrAnswer]:
         """What the model says of X-rays, in words and numbers that can be shown.
 
@@ -430,15 +455,19 @@ class CxrClassifier(CxrPreTrainedModel):
             processor: the model's own.
             target: the class that the heatmaps explain; None for the most probable one.
             method: of the heatmaps, see `explain`; None makes none.
+            ten_crop: answer by `ten_crop_logits`, ten times the work; such an answer has no
+                heatmap.
 
         Returns:
             One answer an image.
 
         Raises:
-            ValueError: no images; no such class or method.
+            ValueError: no images; no such class or method, or a method with `ten_crop`.
         """
         if not len(images):
             raise ValueError("there are no images; give one or more.")
+        if ten_crop and method is not None:
+            raise ValueError(f"ten crops have no heatmap; leave out the method {method!r}.")
         config = self.config.to_dict()
         index = None if target is None else self._class_index(target)
         if method is not None:
@@ -457,7 +486,15 @@ class CxrClassifier(CxrPreTrainedModel):
             outputs["heatmaps"] = np.zeros((len(images), *pixels.shape[1:]), np.float32)
         if len(known):
             inputs = pixel_values[list(known)]
-            output = self(inputs) if method is None else self.explain(inputs, index, method)
+            if ten_crop:
+                frame = processor.frame()
+                frames = np.stack([frame.resize(images[k].pixels) for k in known])
+                frames = frame.normalize(frames).to(self.device, self.dtype)
+                output = {"logits": self.ten_crop_logits(frames)}
+            elif method is None:
+                output = self(inputs)
+            else:
+                output = self.explain(inputs, index, method)
             if method is not None and output.heatmaps is None:
                 outputs["heatmaps"] = [None] * len(images)
             for name in (outputs.keys() & output.keys()) - {"outlier_score"}:

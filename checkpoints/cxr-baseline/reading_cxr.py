@@ -71,6 +71,20 @@ def open_image(image: ImageSource, correct: bool = True) -> CxrImage:
     return screen(opened) if correct else opened
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is over 256 MB.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file.")
+    check_file_size(os.path.getsize(path), os.fspath(path))
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def read_mask(mask: ImageSource, image: CxrImage) -> np.ndarray:
     """A mask of an image's file, of that file's shape or another, in the frame of its pixels.
 
@@ -109,9 +123,7 @@ def _open(image: ImageSource) -> CxrImage:
 
 def _from_text(text: str) -> CxrImage:
     if os.path.isfile(text):
-        check_file_size(os.path.getsize(text), text)
-        with open(text, "rb") as file:
-            return _from_file(file.read(), text)
+        return _from_file(read_file(text), text)
     head, comma, data = text.partition(",")
     is_uri = text.startswith("data:") and comma
     if not is_uri and len(text) <= MAX_NAME:

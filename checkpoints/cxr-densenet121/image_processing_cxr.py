@@ -8,9 +8,9 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
-from .preprocessing_cxr import GEOMETRIES, normalize, resize, restore
+from .preprocessing_cxr import FRAME, GEOMETRIES, normalize, resize, restore
 from .reading_cxr import ImageSource, open_image
-from .sandbox_cxr import Sandbox
+from .sandbox_cxr import Sandbox, shared_sandbox
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -133,11 +133,19 @@ class CxrImageProcessor(BaseImageProcessor):
 
     def sandbox(self) -> Sandbox:
         """What reads files as `open` does, in processes with limits of time and memory."""
-        return Sandbox(self.correct)
+        return shared_sandbox(self.correct)
 
     def resize(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
         """`preprocessing_cxr.resize` to this processor's size by its geometry: uint16 (H, W)."""
         return resize(pixels, self._side(), self.geometry, shape)
+
+    def frame(self) -> "CxrImageProcessor":
+        """The processor of the frames that ten crops are cut from: 256 pixels a side for 224."""
+        settings = self.to_dict() | {
+            "size": {name: round(side * FRAME) for name, side in self.size.items()},
+            "geometry": "crop" if self.geometry == "inner_crop" else self.geometry,
+        }
+        return type(self).from_dict(settings)
 
     def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """`preprocessing_cxr.normalize` to `image_mean` and `image_std`: a tensor in any case."""

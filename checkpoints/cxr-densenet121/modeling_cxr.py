@@ -1,5 +1,6 @@
 """Chest X-ray models that explain themselves."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -23,6 +25,7 @@ from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
 from .outlier_cxr import OutlierDetector
 from .pipeline_cxr import CxrImageClassificationPipeline
+from .preprocessing_cxr import ten_crops
 
 # --------------------------------------------------------------------------------- every family
 
@@ -235,6 +238,27 @@ class CxrClassifier(CxrPreTrainedModel):
         features = self.network.forward_features(self._to_input(pixel_values))
         return self.network.forward_head(features, pre_logits=True).float()
 
+    def ten_crop_logits(self, frames: torch.Tensor) -> torch.Tensor:
+        """Logits of the mean of the uncalibrated probabilities over ten crops of each image.
+
+        Args:
+            frames: float (B, C, h, w), as the processor's `frame` gives them.
+
+        Returns:
+            float32 (B, K), which `probabilities` takes as it takes those of `forward`; softmax or
+            sigmoid of them is the mean.
+
+        Raises:
+            ValueError: see `forward`.
+        """
+        crops = ten_crops(self._to_input(frames), self.config.image_size)
+        logits = torch.stack([self.network(crop).float() for crop in crops])
+        if not self.config.is_multi_label:
+            return logits.log_softmax(2).logsumexp(0) - math.log(len(crops))
+        # In the logarithm, as 1 - p of a sure answer is 0 in float32.
+        present, absent = F.logsigmoid(logits), F.logsigmoid(-logits)
+        return present.logsumexp(0) - absent.logsumexp(0)
+
     def probabilities(
         self, logits: torch.Tensor, prevalence: float | Sequence[float] | None = None
     ) -> torch.Tensor:
@@ -372,6 +396,7 @@ class CxrClassifier(CxrPreTrainedModel):
         processor: CxrImageProcessor,
         target: str | None = None,
         method: str | None = None,
+        ten_crop: bool = False,
     ) -> list[CxrAnswer]:
         """What the model says of X-rays, in words and numbers that can be shown.
 
@@ -380,13 +405,17 @@ class CxrClassifier(CxrPreTrainedModel):
             processor: the model's own.
             target: the class that the heatmaps explain; None for the most probable one.
             method: of the heatmaps, see `explain`; None makes none.
+            ten_crop: answer by `ten_crop_logits`, ten times the work; such an answer has no
+                heatmap.
 
         Returns:
             One answer an image.
 
         Raises:
-            ValueError: no such class or method.
+            ValueError: no such class or method, or a method with `ten_crop`.
         """
+        if ten_crop and method is not None:
+            raise ValueError(f"ten crops have no heatmap; leave out the method {method!r}.")
         config, names = self.config.to_dict(), class_names(self.config.to_dict())
         if target is not None and target not in names:
             raise ValueError(f"{target!r} is not a class of this model; choose {', '.join(names)}.")
@@ -407,7 +436,15 @@ class CxrClassifier(CxrPreTrainedModel):
         if len(known):
             index = None if target is None else names.index(target)
             inputs = pixel_values[list(known)]
-            output = self(inputs) if method is None else self.explain(inputs, index, method)
+            if ten_crop:
+                frame = processor.frame()
+                frames = np.stack([frame.resize(images[k].pixels) for k in known])
+                frames = frame.normalize(frames).to(self.device, self.dtype)
+                output = {"logits": self.ten_crop_logits(frames)}
+            elif method is None:
+                output = self(inputs)
+            else:
+                output = self.explain(inputs, index, method)
             if method is not None and output.heatmaps is None:
                 outputs["heatmaps"] = [None] * len(images)
             for name in (outputs.keys() & output.keys()) - {"outlier_score"}:
