@@ -29,6 +29,7 @@ from datasets_scripts import (
     label_sets,
     load_cxr_dataset,
     regroup,
+    unknown_sets,
 )
 from evaluation.calibration import fit_operation
 from evaluation.metrics import compute_metrics, format_metric
@@ -140,6 +141,8 @@ def build_model(
 def balanced_weights(train: Dataset, names: list[str]) -> list[float]:
     """A weight a class: n / (classes * n_class) of labelled images; multi-label: absent / present.
 
+    Images for which a finding is unknown count for neither.
+
     Raises:
         ValueError: a class without a training image.
     """
@@ -149,7 +152,8 @@ def balanced_weights(train: Dataset, names: list[str]) -> list[float]:
         absent = names[counts.index(0)]
         raise ValueError(f"class {absent} has no training image; leave out --class_weights.")
     if "labels" in train.features:
-        return [(len(train) - count) / count for count in counts]
+        unknown = [k for row in unknown_sets(train) for k in row]
+        return [(len(train) - unknown.count(k) - n) / n for k, n in enumerate(counts)]
     return [sum(counts) / (len(counts) * count) for count in counts]
 
 
