@@ -5,6 +5,7 @@ whatever the case:
 
     file, file_name, filename, path, image    the image
     label, class, labels                      its class; several are joined by | or ;, or a list
+    unknown                                   classes that may be there or not, joined alike
     patient, patient_id                       empty: the file is its own patient
     split                                     train, validation, test, or other usual names of
                                               these; unlabelled
@@ -118,9 +119,9 @@ def load(
     """The images that a CSV file lists, in the one schema.
 
     Without a split column all are the test split, to validate on, unless `test_share` is given: all
-    are split then. The set is multi-label where a label of the file is a list; no label then means
-    no finding. Classes are those of the rows kept. Images of the split unlabelled have no label,
-    and are for `train.py --teacher`.
+    are split then. The set is multi-label where a label of the file is a list, or where there is a
+    column `unknown`; no label then means no finding. Classes are those of the rows kept. Images of
+    the split unlabelled have no label, and are for `train.py --teacher`.
 
     Args:
         path: of the file.
@@ -166,7 +167,8 @@ def load(
     if len(set(files)) < len(files):
         twice = Counter(files).most_common(1)[0][0].relative_to(root)
         raise ValueError(f"{path} lists {str(twice)!r} twice: each file needs one row.")
-    multi_label = holds_lists(row[label_column] for row in all_rows)
+    unknown = next(iter(usual_columns(header, ("unknown",))), None)
+    multi_label = unknown is not None or holds_lists(row[label_column] for row in all_rows)
     splits = _splits(rows, header, path) or [None if test_share else "test"] * len(rows)
     for row, split in zip(rows, splits):
         if split == "unlabelled" and (read_labels(row[label_column]) or multi_label):
@@ -180,6 +182,7 @@ def load(
         {
             "image": str(file),
             "label": row[label_column],
+            "unknown": read_labels(row[unknown]) if unknown else [],
             "name": file.name,
             "path": file.relative_to(root).as_posix(),
             "split": split,

@@ -27,7 +27,7 @@ SPLITS = ("train", "validation", "test", "unlabelled")
 UNLABELLED = -1  # the label of an image that has none
 MAX_CONFLICTS = 0.01  # share of the images
 NAMED = 5  # images or classes named in a message
-REQUIRED = ("image", "label", "labels", "image_id", "patient_id", "source")
+REQUIRED = ("image", "label", "labels", "unknown", "image_id", "patient_id", "source")
 OPTIONAL = {
     "subtype": Value("string"),
     "view": Value("string"),
@@ -39,7 +39,7 @@ OPTIONAL = {
     "boxes": List(List(Value("int32"))),  # pixels, [x0, y0, x1, y1], half-open
     "weight": Value("float32"),  # how often training draws the image, beside others
 }
-RECORD = ("image", "label", "name", "path", "split", "patient_id", "source")
+RECORD = ("image", "label", "unknown", "name", "path", "split", "patient_id", "source")
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,14 @@ def make_features(
 ) -> Features:
     """The columns of a set: image, label or labels, image_id, patient_id, source, and `optional`.
 
-    An optional column whose name is not in `OPTIONAL` is text.
+    An optional column is `unknown`, the classes that are not annotated for an image of a
+    multi-label set, one of `OPTIONAL`, or text.
     """
     kind = ClassLabel(names=list(classes))
     labels = {"labels": List(kind)} if multi_label else {"label": kind}
     ids = {name: Value("string") for name in ("image_id", "patient_id", "source")}
-    more = {name: OPTIONAL.get(name, Value("string")) for name in optional}
+    known = {**OPTIONAL, "unknown": List(kind)}
+    more = {name: known.get(name, Value("string")) for name in optional}
     return Features({"image": Image(), **labels, **ids, **more})
 
 
@@ -127,6 +129,8 @@ def assemble(
         image       a path, or a dict of path and bytes; not where `stored` has it
         label       what the source says of the class, see `labels.read_labels`; nothing in the
                     split unlabelled
+        unknown     classes that may be there or not, written alike, in a multi-label set; may be
+                    left out. A class that is both is there
         name        the file's name: the image_id, if no other image has it
         path        unique: the image_id otherwise, and the patient of an image without one
         split       or None for all: they are drawn. A part of train is held out where there is no
@@ -157,8 +161,19 @@ def assemble(
             have two labels, or there are too few patients to split.
     """
     order, ordered = clean_order(order, label_map), split_option(classes)
+    doubtful = [row for row, record in enumerate(records) if record.get("unknown")]
+    if doubtful and not multi_label:
+        raise ValueError(
+            f"{name} gives {records[doubtful[0]]['path']!r} unknown labels: those are for a set of "
+            "several labels an image."
+        )
     given = [record["label"] for record in records]
+    given += [records[row]["unknown"] for row in doubtful]
     labels = clean_labels(given, ordered or order, label_map, name)
+    unknown: list[list[str]] = [[] for _ in records]
+    for row, found in zip(doubtful, labels[len(records) :]):
+        unknown[row] = [label for label in found if label not in labels[row]]
+    labels = labels[: len(records)]
     for record, row in zip(records, labels):
         if not row and not multi_label and record["split"] != "unlabelled":
             raise ValueError(f"{name} gives {record['path']!r} no label: give each image one.")
@@ -167,7 +182,7 @@ def assemble(
                 f"{name} gives {record['path']!r} the labels {', '.join(row)}: a set of one label "
                 "an image is expected."
             )
-    there = {label for row in labels for label in row}
+    there = {label for row in [*labels, *unknown] for label in row}
     known = order_classes(there, order, ordered, positive, multi_label, name)
     index = {label: number for number, label in enumerate(known)}
     indices = [tuple(index[label] for label in row) for row in labels]
@@ -188,6 +203,7 @@ def assemble(
         [records[row]["path"] for row in labelled],
         name,
         max_conflicts,
+        [unknown[row] for row in labelled],
     )
     splits = complete_splits(
         None if None in splits else splits,
@@ -199,6 +215,12 @@ def assemble(
     )
 
     optional = [column for column in records[0] if column not in RECORD]
+    if any(unknown):
+        optional = ["unknown", *optional]
+        records = [
+            {**record, "unknown": [index[label] for label in row]}
+            for record, row in zip(records, unknown)
+        ]
     features = make_features(known, multi_label, optional)
     rows = [
         {
@@ -276,16 +298,25 @@ def check_conflicts(
     names: list[str],
     name: str,
     max_conflicts: float = MAX_CONFLICTS,
+    unknown: list[list[str]] | None = None,
 ) -> None:
     """Warns of identical images under different labels.
+
+    Where a label is unknown of an image, its twin may have it or not.
 
     Raises:
         ValueError: they are more than the share `max_conflicts` of the labelled images.
     """
     places: dict[str, dict[tuple[str, ...], list[str]]] = defaultdict(dict)
-    for digest, row, image in zip(hashes, labels, names):
+    doubtful: dict[str, set[str]] = defaultdict(set)
+    for digest, row, image, unsure in zip(hashes, labels, names, unknown or [[]] * len(names)):
         places[digest].setdefault(tuple(sorted(row)), []).append(image)
-    twins = [found for found in places.values() if len(found) > 1]
+        doubtful[digest].update(unsure)
+    twins = [
+        found
+        for digest, found in places.items()
+        if len({frozenset(row) - doubtful[digest] for row in found}) > 1
+    ]
     if not twins:
         return
     count = sum(len(images) for found in twins for images in found.values())
@@ -323,6 +354,13 @@ def label_sets(dataset: Dataset) -> list[tuple[int, ...]]:
     return [() if label == UNLABELLED else (label,) for label in dataset["label"]]
 
 
+def unknown_sets(dataset: Dataset) -> list[tuple[int, ...]]:
+    """The indices of the classes that are not annotated for each image."""
+    if "unknown" in dataset.features:
+        return [tuple(unknown) for unknown in dataset["unknown"]]
+    return [()] * len(dataset)
+
+
 def encoded_images(dataset: Dataset) -> Iterator[bytes | str]:
     """Each image as it is stored: its file's bytes where they are embedded, else its path."""
     stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
@@ -342,7 +380,8 @@ def check_usable(dataset: DatasetDict, name: str) -> DatasetDict:
     it trains nothing.
 
     Raises:
-        ValueError: there are no images, or a split has one image, or one class.
+        ValueError: there are no images, a split has one image, or one class, or a class is unknown
+            of every image.
     """
     if not dataset:
         raise ValueError(f"{name} holds no images.")
@@ -353,6 +392,15 @@ def check_usable(dataset: DatasetDict, name: str) -> DatasetDict:
         for split, part in dataset.items()
     }
     everywhere = set().union(*counts.values())
+    unknown = Counter(
+        index for part in dataset.values() for indices in unknown_sets(part) for index in indices
+    )
+    total = sum(len(part) for part in dataset.values())
+    if nowhere := [names[index] for index, count in sorted(unknown.items()) if count == total]:
+        raise ValueError(
+            f"{name} says of no image whether it shows {', '.join(nowhere)}: leave that class out, "
+            "or add images for which it is known."
+        )
     for split, part in dataset.items():
         if len(part) < 2:
             raise ValueError(

@@ -129,9 +129,9 @@ def warn_of_ages(cells: list[object], table: Path) -> None:
 def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
     """What the metadata files below a folder say of each image, by its file.
 
-    That is the columns `label`, `patient_id`, `split` and optional ones of the schema, those that
-    any of them has. They are the files of imagefolder of `datasets`: metadata.csv, .jsonl or
-    .parquet in any folder, their column file_name relative to it.
+    That is the columns `label`, `unknown`, `patient_id`, `split` and optional ones of the schema,
+    those that any of them has. They are the files of imagefolder of `datasets`: metadata.csv,
+    .jsonl or .parquet in any folder, their column file_name relative to it.
 
     Raises:
         ValueError: two of them in one folder, no column file_name or several files a row, or a file
@@ -153,6 +153,7 @@ def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
             raise ValueError(f"{table} {reason}: its columns are {', '.join(header)}.")
         known = {
             "label": usual_columns(header, LABEL_NAMES),
+            "unknown": usual_columns(header, ("unknown",)),
             "patient_id": usual_columns(header, PATIENT_NAMES),
             "split": usual_columns(header, ("split",)),
         }
@@ -166,6 +167,8 @@ def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
             found[file] = {name: row[column] for name, column in known.items()}
             if known.get("label", "").lower() == "labels":  # a list, be it of one
                 found[file]["label"] = read_labels(row[known["label"]])
+            if "unknown" in known:
+                found[file]["unknown"] = read_labels(row[known["unknown"]])
             found[file] |= {
                 name: optional_value(name, row[column], table, folder)
                 for name, column in optional.items()
