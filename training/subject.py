@@ -24,7 +24,7 @@ from training.data import PixelDataset, decode_splits, images_digest
 from training.inference import make_loader, predict, to_predictions
 
 SCHEMA = {
-    *("image", "label", "labels", "image_id", "patient_id", "source"),
+    *("image", "label", "labels", "unknown", "image_id", "patient_id"),
     *("lung_mask", "boxes", "weight"),
 }
 
@@ -173,14 +173,11 @@ def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split:
             f"the data's class {unknown[0]!r} is none of {name}'s: {', '.join(known)}. If it is "
             f"one of them by another name, say so: --dataset_options 'label_map={{{pairs}}}'."
         )
-    if given != [text for text in known if text in given]:
+    if not multi_label and given != [text for text in known if text in given]:
         raise ValueError(
             f"{name} orders its classes {', '.join(known)}, the data {', '.join(given)}; the "
             "positive class would not be the same."
         )
-    if multi_label and len(given) < len(known):
-        missing = next(text for text in known if text not in given)
-        raise ValueError(f"the data do not say which images show {missing!r}, a class of {name}.")
 
 
 def spelled_as(known: list[str], given: list[str]) -> list[str]:
@@ -190,10 +187,14 @@ def spelled_as(known: list[str], given: list[str]) -> list[str]:
 
 
 def align_classes(pixels: PixelDataset, names: list[str]) -> None:
-    """Label indices of the model's classes, of which the data may hold fewer."""
-    if not pixels.multi_label:
-        given = spelled_as(names, pixels.class_names)
-        pixels.labels = np.array([names.index(text) for text in given])[pixels.labels]
+    """Labels of the model's classes, of which the data may hold fewer: unknown, of several."""
+    indices = np.array([names.index(text) for text in spelled_as(names, pixels.class_names)])
+    if pixels.multi_label:
+        labels = np.full((len(pixels), len(names)), np.nan, np.float32)
+        labels[:, indices] = pixels.labels
+        pixels.labels = labels
+    else:
+        pixels.labels = indices[pixels.labels]
     pixels.class_names = names
 
 

@@ -95,13 +95,14 @@ class Series(NamedTuple):
 
 
 def class_series(predictions: Predictions) -> list[Series]:
-    """A series a class; of a binary task, class 1 alone."""
+    """A series a class that is known of any image; of a binary task, class 1 alone."""
     classes = one_vs_rest(predictions)
     multi_class = not predictions.multi_label and len(classes) > 1
     thresholds = predictions.thresholds or [None if multi_class else 0.5] * len(classes)
     return [
         Series(predictions.class_names[k], one.positive, one.log_odds, threshold)
         for (k, one), threshold in zip(classes.items(), thresholds)
+        if len(one.image)
     ]
 
 

@@ -204,8 +204,13 @@ def _data(dataset: dict, facts: dict) -> str:
     for split, counts in splits.items():
         row = [split, *(str(counts[key]) for key in ("images", "unique_images", "patients"))]
         for name in classes:
-            count = counts["classes"][name]
-            row.append(f"{count} ({count / counts['images']:.1%})")
+            count, known = counts["classes"][name], counts.get("known", {}).get(name)
+            if known is None or known == counts["images"]:
+                row.append(f"{count} ({count / counts['images']:.1%})")
+            else:
+                row.append(
+                    f"{count} ({count / known:.1%} of {known} known)" if known else "unknown"
+                )
         rows.append(row)
     parts = [
         "## Data",
@@ -288,10 +293,16 @@ def _results(splits: dict[str, dict]) -> str:
     ]
     if not binary:
         notes = Notes()
-        keys = ("auroc", "sensitivity", "specificity")
-        header = [f"Class ({last['split']})", "Images", *(METRIC_NAMES[key] for key in keys)]
+        keys = ("auroc", "auprc", "f1", "sensitivity", "specificity")
+        titles = [METRIC_NAMES[key] for key in keys]
+        header = [f"Class ({last['split']})", "Images", "Prevalence", *titles]
         rows = [
-            [name, str(entry["tp"] + entry["fn"]), *(notes.cell(entry[key]) for key in keys)]
+            [
+                name,
+                str(entry["n"]),
+                "-" if entry["prevalence"] is None else f"{entry['prevalence']:.3f}",
+                *(notes.cell(entry[key]) for key in keys),
+            ]
             for name, entry in last["classes"].items()
         ]
         parts.insert(2, table(header, rows, notes=notes))
