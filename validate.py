@@ -17,7 +17,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from datasets_scripts import PERTURBATIONS, content_hashes, load_cxr_dataset, sources
+from datasets_scripts import PERTURBATIONS, content_hashes, load_cxr_dataset
 from evaluation.calibration import apply_operation
 from evaluation.metrics import format_metric
 from evaluation.predictions import (
@@ -27,7 +27,8 @@ from evaluation.predictions import (
 )
 from evaluation.saliency import write_saliency
 from evaluation.validation import bare_context, describe_predictions, score_report
-from training.arguments import check_ranges, option, recipe
+from training.arguments import add_dataset, check_ranges, dataset_name, settle_dataset
+from training.data import source_names
 from training.heatmaps import draw_gallery, randomization_rows, saliency_rows
 from training.launch import make_accelerator
 from training.subject import Subject, was_trained_on
@@ -47,7 +48,11 @@ RANGES = {
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """The flags of validate.py; ends the program where one is wrong."""
+    """The flags of validate.py; ends the program where one is wrong.
+
+    Raises:
+        ValueError: paths are too many.
+    """
     parser = argparse.ArgumentParser(
         description="Validate chest X-ray classifiers.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -57,14 +62,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     what("--model", nargs="+", metavar="PATH_OR_ID", help="saved folders or Hub ids")
     what("--rescore", metavar="CSV", help="a predictions.csv, with what lies beside it")
     add("--output_dir", default="report", help="the report folder")
-    add(
-        "--dataset",
-        default="phantom",
-        help=f"{', '.join(sources())}, a folder, a file, or a Hub id",
-    )
-    pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
-    add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
-    add("--dataset_options", help="the source's own, as extra=PATH", **pairs)
+    add_dataset(add)
     add("--split", default="test", help="train, validation, test, or all of them together")
     add("--variant", choices=sorted(PERTURBATIONS), help="alter the images: a test for shortcuts")
     add("--max_eval_samples", type=int, help="score so many images")
@@ -84,7 +82,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the bootstrap and the variant")
     args = parser.parse_args(argv)
     check_ranges(parser, args, RANGES)
-    args.dataset_options = dict(args.dataset_options)
+    settle_dataset(args)
     args.report_to = "none"
     return args
 
@@ -99,15 +97,14 @@ def load_split(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
         ValueError: the data have no such split, or cannot be used.
         OSError: they cannot be read.
     """
+    name = dataset_name(args)
     dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
     if args.split != "all" and args.split not in dataset:
         raise ValueError(
-            f"{args.dataset} has no split {args.split!r}; it has {', '.join(dataset)}, or all."
+            f"{name} has no split {args.split!r}; it has {', '.join(dataset)}, or all."
         )
     if args.split != "all":
         dataset = DatasetDict({args.split: dataset[args.split]})
-    told = recipe(args)
-    name = told["dataset_path"] or told["dataset"]
     seen = [model for model in args.model if was_trained_on(model, dataset, name)]
     split = concatenate_datasets(list(dataset.values()))
     if args.max_eval_samples is not None and args.max_eval_samples < len(split):
@@ -213,8 +210,7 @@ def main(argv: list[str]) -> None:
         return
     write_predictions_by_model(folder / "predictions.csv", predictions)
     predictions = read_predictions_by_model(folder / "predictions.csv")
-    told = recipe(args)
-    name = told["dataset_path"] or told["dataset"]
+    name = dataset_name(args)
     title = f"{' and '.join(names)} on {name}, {args.split}"
     if seen:
         learned = " and ".join(short_names(seen))
@@ -229,7 +225,7 @@ def main(argv: list[str]) -> None:
         "command": command,
         "dataset": {
             **describe_predictions(predictions[names[0]], name),
-            "source": split["source"][0],
+            "source": source_names(split),
             "variant": args.variant,
             "fingerprint": digest,
         },

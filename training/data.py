@@ -197,13 +197,17 @@ def summarize(
             "sha256": images_digest(hashes),
             "warnings": (warnings or {}).get(split_name, {}),
         }
-    sources = list(dict.fromkeys(dataset["train"]["source"]))
     return {
-        "source": ", ".join(sources),
+        "source": source_names(dataset["train"]),
         "name": name,
         "splits": splits,
         "facts": facts(dataset),
     }
+
+
+def source_names(split: Dataset) -> str:
+    """The sources of a split's images, joined by commas."""
+    return ", ".join(dict.fromkeys(split["source"]))
 
 
 def split_digest(split: Dataset) -> str:

@@ -20,12 +20,12 @@ from modeling import CxrImageProcessor, load_model
 from modeling.configuration_cxr import CxrConfig
 from modeling.image_cxr import FULL_SCALE, CxrImage
 from modeling.reading_cxr import read_mask
-from training.data import PixelDataset, decode_splits, images_digest
+from training.data import PixelDataset, decode_splits, images_digest, source_names
 from training.inference import make_loader, predict, to_predictions
 
 SCHEMA = {
     *("image", "label", "labels", "unknown", "image_id", "patient_id"),
-    *("lung_mask", "boxes", "weight"),
+    *("lung_mask", "boxes", "objects", "weight"),
 }
 
 
@@ -139,7 +139,7 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
         return False
     known = json.loads(Path(found).read_text())
     first = next(iter(parts.values()))
-    if "train" in parts and (known["source"], known["name"]) == (first["source"][0], name):
+    if "train" in parts and (known["source"], known["name"]) == (source_names(first), name):
         return True
     trained = known["splits"]["train"].get("sha256")
     return any(images_digest(content_hashes(part)) == trained for part in parts.values())
