@@ -60,6 +60,7 @@ class Source:
         limits, out_of_scope: sentences for the model card.
         ages: the youngest and oldest, years.
         hub_ids: copies on the Hub, of which the same holds.
+        patients_of: the source whose patients these are, under its names, where that is another.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Source:
     out_of_scope: tuple[str, ...] = ()
     ages: tuple[float, float] | None = None
     hub_ids: tuple[str, ...] = ()
+    patients_of: str | None = None
 
 
 def make_features(
@@ -82,12 +84,14 @@ def make_features(
     """The columns of a set: image, label or labels, image_id, patient_id, source, and `optional`.
 
     An optional column is `unknown`, the classes that are not annotated for an image of a
-    multi-label set, one of `OPTIONAL`, or text.
+    multi-label set; `objects`, what is boxed in an image: `bbox`, [x, y, width, height] in pixels
+    of the stored image, and `category`, a class each; one of `OPTIONAL`; or text.
     """
     kind = ClassLabel(names=list(classes))
     labels = {"labels": List(kind)} if multi_label else {"label": kind}
     ids = {name: Value("string") for name in ("image_id", "patient_id", "source")}
-    known = {**OPTIONAL, "unknown": List(kind)}
+    objects = {"bbox": List(List(Value("float32"))), "category": List(kind)}
+    known = {**OPTIONAL, "unknown": List(kind), "objects": objects}
     more = {name: known.get(name, Value("string")) for name in optional}
     return Features({"image": Image(), **labels, **ids, **more})
 
@@ -138,7 +142,8 @@ def assemble(
         patient_id  empty where the source does not say
         source      where the image comes from
 
-    and the same further columns as every other record: some of `OPTIONAL`, or text. Patients, and
+    and the same further columns as every other record: some of `OPTIONAL`, `objects` (see
+    `make_features`, with names as categories; None where nobody drew boxes), or text. Patients, and
     identical files, stay in one split. In a two-class set the finding is class 1.
 
     Args:
@@ -153,7 +158,7 @@ def assemble(
         patient_regex: regular expression whose first group is the patient in a file's name or path
         max_conflicts: share of images that may have an identical twin under another label
         validation_share: share of the training images held out where there is no validation split
-        test_share: share of the images for the test split where there are no splits
+        test_share: share of the images for the test split where there are no splits; 1 for all
         seed: of what is drawn at random
 
     Raises:
@@ -161,19 +166,7 @@ def assemble(
             have two labels, or there are too few patients to split.
     """
     order, ordered = clean_order(order, label_map), split_option(classes)
-    doubtful = [row for row, record in enumerate(records) if record.get("unknown")]
-    if doubtful and not multi_label:
-        raise ValueError(
-            f"{name} gives {records[doubtful[0]]['path']!r} unknown labels: those are for a set of "
-            "several labels an image."
-        )
-    given = [record["label"] for record in records]
-    given += [records[row]["unknown"] for row in doubtful]
-    labels = clean_labels(given, ordered or order, label_map, name)
-    unknown: list[list[str]] = [[] for _ in records]
-    for row, found in zip(doubtful, labels[len(records) :]):
-        unknown[row] = [label for label in found if label not in labels[row]]
-    labels = labels[: len(records)]
+    labels, unknown, boxed = _class_names(records, ordered or order, label_map, multi_label, name)
     for record, row in zip(records, labels):
         if not row and not multi_label and record["split"] != "unlabelled":
             raise ValueError(f"{name} gives {record['path']!r} no label: give each image one.")
@@ -182,7 +175,7 @@ def assemble(
                 f"{name} gives {record['path']!r} the labels {', '.join(row)}: a set of one label "
                 "an image is expected."
             )
-    there = {label for row in [*labels, *unknown] for label in row}
+    there = {label for row in [*labels, *unknown, *boxed] for label in row if label}
     known = order_classes(there, order, ordered, positive, multi_label, name)
     index = {label: number for number, label in enumerate(known)}
     indices = [tuple(index[label] for label in row) for row in labels]
@@ -221,6 +214,11 @@ def assemble(
             {**record, "unknown": [index[label] for label in row]}
             for record, row in zip(records, unknown)
         ]
+    if "objects" in optional:
+        records = [
+            {**record, "objects": _objects(record["objects"], row, index)}
+            for record, row in zip(records, boxed)
+        ]
     features = make_features(known, multi_label, optional)
     rows = [
         {
@@ -244,6 +242,41 @@ def assemble(
     table = table.select_columns(["image", *features, *others])
     found = {name: [row for row, split in enumerate(splits) if split == name] for name in SPLITS}
     return DatasetDict({name: table.select(chosen) for name, chosen in found.items() if chosen})
+
+
+def _class_names(
+    records: list[dict],
+    order: Sequence[str],
+    label_map: dict | str | None,
+    multi_label: bool,
+    name: str,
+) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """The classes of each image, those unknown of it, and one a box, "" for a class left out."""
+    doubtful = [row for row, record in enumerate(records) if record.get("unknown")]
+    if doubtful and not multi_label:
+        raise ValueError(
+            f"{name} gives {records[doubtful[0]]['path']!r} unknown labels: those are for a set of "
+            "several labels an image."
+        )
+    boxes = [(record.get("objects") or {"category": []})["category"] for record in records]
+    cells = [record["label"] for record in records]
+    cells += [records[row]["unknown"] for row in doubtful]
+    cells += [[category] for categories in boxes for category in categories]
+    cleaned = iter(clean_labels(cells, order, label_map, name))
+    labels = [next(cleaned) for _ in records]
+    unknown: list[list[str]] = [[] for _ in records]
+    for row in doubtful:
+        unknown[row] = [label for label in next(cleaned) if label not in labels[row]]
+    boxed = [["".join(next(cleaned)) for _ in categories] for categories in boxes]
+    return labels, unknown, boxed
+
+
+def _objects(objects: dict | None, names: list[str], index: dict[str, int]) -> dict | None:
+    """The boxes of an image, those whose class is left out aside, with indices as categories."""
+    if objects is None:
+        return None
+    kept = [(box, index[name]) for box, name in zip(objects["bbox"], names) if name]
+    return {"bbox": [box for box, _ in kept], "category": [category for _, category in kept]}
 
 
 def _patients(records: list[dict], patient_regex: str | None, name: str) -> list[str]:
