@@ -8,14 +8,15 @@ from evaluation.bootstrap import interval
 from evaluation.metrics import (
     CALIBRATION_ERRORS,
     Bootstrap,
+    Key,
     bootstrap_statistics,
     compute_metrics,
-    left_out,
     metrics_of,
 )
 from evaluation.predictions import Predictions
 
 SUBGROUP_METRICS = ("auroc", "accuracy", "sensitivity", "specificity", "ece")
+UNKNOWN = "unknown"  # the group of images with an empty cell
 MIN_GROUP = 10
 MAX_CATEGORIES = 10
 # Years; those of Seyyed-Kalantari et al., Nature Medicine 27:2176, 2021.
@@ -39,9 +40,10 @@ def subgroups(
     binary task it is compared with all images of the other class; its row then says so in
     `against`, and its other metrics stay its own.
 
-    Each group stands against the largest of its column: `gap` holds its metrics minus those of that
-    one. The two are taken as independent, which makes the interval wide rather than narrow where
-    patients are in both.
+    Each known group stands against the largest of its column: `gap` holds its metrics minus those
+    of that one, of more classes, or multi-label, the mean over those that both have. The two are
+    taken as independent, which makes the interval wide rather than narrow where patients are in
+    both.
 
     Groups below `MIN_GROUP` images are left out, and counted in one row of their column without
     metrics.
@@ -57,7 +59,7 @@ def subgroups(
         A dict a group: `column`, `value` (the group), `n`, `patients`, and `metrics` with each of
         `SUBGROUP_METRICS` as an entry of `compute_metrics`: of more classes, or multi-label, the
         mean over them, and those of each class in `classes`. `gap` is `{"against": the largest
-        group, "metrics"}`, with an entry of each; the largest has none.
+        group, "metrics"}`, with an entry of each; the largest has none, nor has "unknown".
 
     Raises:
         ValueError: an unknown column, or one asked for that is empty or holds free text.
@@ -91,9 +93,10 @@ def subgroups(
             else:
                 small |= members
                 num_small += 1
-        largest = max(found, key=lambda value: found[value][0]["n"], default=None)
+        known = [value for value in found if value != UNKNOWN]
+        largest = max(known, key=lambda value: found[value][0]["n"], default=None)
         for value, (row, own) in found.items():
-            if value != largest:
+            if value in known and value != largest:
                 row["gap"] = {"against": largest, "metrics": _gaps(own, found[largest][1])}
             rows.append(row)
         if num_small:
@@ -129,7 +132,7 @@ def _groups(name: str, cells: np.ndarray) -> dict[str, np.ndarray] | None:
             groups = bands
     else:
         return None
-    return groups | {"unknown": unknown} if unknown.any() else groups
+    return groups | {UNKNOWN: unknown} if unknown.any() else groups
 
 
 def _thirds(numbers: np.ndarray) -> dict[str, np.ndarray]:
@@ -183,23 +186,33 @@ def _group_metrics(predictions: Predictions, members: np.ndarray, own: Bootstrap
 
 def _gaps(one: Bootstrap, other: Bootstrap) -> dict[str, dict]:
     """Metrics of one group minus those of another, see `subgroups`."""
-    sizes = [len(np.unique(group.predictions.patient_id)) for group in (one, other)]
     found = {}
     for name in SUBGROUP_METRICS:
-        own_key, mean, binary = ((group, name, None) for group in (None, "macro", 1))
-        key = next(key for key in (own_key, mean, binary) if key in one.values)
-        values = [group.values[key] for group in (one, other)]
-        if any(np.isnan(value).any() for value in values):
-            found[name] = {"value": None, "reason": "one of the groups has none"}
-        elif left_out(one, key) != left_out(other, key):
-            found[name] = {"value": None, "reason": "the two means are over different classes"}
-        elif name in CALIBRATION_ERRORS:
-            value = float(np.abs(values[0]).sum() - np.abs(values[1]).sum())
-            reason = "the bias of the two calibration errors differs"
-            found[name] = {"value": value, "low": None, "high": None, "reason": reason}
-        else:
-            # One seed draws both groups alike: a resample stands against the next one's.
-            resampled = one.resampled[key] - np.roll(other.resampled[key], 1)
-            value = float(values[0][0] - values[1][0])
-            found[name] = {"value": value, **interval(value, resampled, min(sizes), "linear")}
+        keys = [key for key in one.values if key[1] == name and isinstance(key[0], int)]
+        # Of several exclusive classes, the accuracy is that of the one decision.
+        whole = (None, name, None)
+        keys = [whole] if name == "accuracy" and whole in one.values else keys
+        shared = [
+            key
+            for key in keys
+            if not any(np.isnan(group.values[key]).any() for group in (one, other))
+        ]
+        absent = [one.predictions.class_names[key[0]] for key in keys if key not in shared]
+        found[name] = _gap(one, other, shared) | ({"without": absent} if absent and shared else {})
     return found
+
+
+def _gap(one: Bootstrap, other: Bootstrap, keys: list[Key]) -> dict:
+    """The mean difference in some statistics, `{"value", "low", "high"}`."""
+    if not keys:
+        return {"value": None, "reason": "the two groups have none to compare"}
+    # None is negative, and a calibration error is the sum over its bins.
+    sizes = [np.mean([np.abs(group.values[key]).sum() for key in keys]) for group in (one, other)]
+    value = float(sizes[0] - sizes[1])
+    if keys[0][1] in CALIBRATION_ERRORS:
+        reason = "the bias of the two calibration errors differs"
+        return {"value": value, "low": None, "high": None, "reason": reason}
+    # One seed draws both groups alike: a resample stands against the next one's.
+    resampled = [one.resampled[key] - np.roll(other.resampled[key], 1) for key in keys]
+    patients = min(len(np.unique(group.predictions.patient_id)) for group in (one, other))
+    return {"value": value, **interval(value, np.mean(resampled, axis=0), patients, "linear")}

@@ -139,6 +139,14 @@ def test_a_gap_is_the_difference_to_the_largest_group():
     half, *parts = ((e["high"] - e["low"]) / 2 for e in (gap["metrics"]["auroc"], ap, pa))
     assert half == pytest.approx(np.hypot(*parts), rel=0.15)
     assert gap["metrics"]["ece"]["low"] is None
+    # Nothing is compared with images of which the group is not known.
+    views = np.repeat(["", "PA", "AP"], [60, 40, 20])
+    found = by_value(subgroups(sample(view=views), num_resamples=0), "view")
+    assert {value: row.get("gap", {}).get("against") for value, row in found.items()} == {
+        "AP": "PA",
+        "PA": None,
+        "unknown": None,
+    }
 
 
 def test_a_gap_holds_a_difference_that_is_there():

@@ -132,7 +132,7 @@ def test_a_report_breaks_findings_down_by_set_sex_and_age(run, table, run_python
     assert ("sex", "F") in rows and ("age", "40 to 59") in rows
     assert rows["sex", "M"]["gap"]["against"] == "F"
     text = (tmp_path / "report/report.md").read_text()
-    assert "each class by source, its images and AUROC" in text
+    assert "each class by source, images that have it and AUROC" in text
 
 
 def test_a_model_of_more_findings_is_scored_on_those_that_the_data_know(

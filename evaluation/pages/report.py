@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation.metrics import METRIC_NAMES
+from evaluation.bootstrap import MAX_UNDEFINED_SHARE
+from evaluation.metrics import METRIC_NAMES, format_metric
 from evaluation.pages.gallery import gallery, names_in_figures, place_figures
 from evaluation.pages.html import render_page
 from evaluation.pages.markdown import Notes, code, escape, table
@@ -28,6 +29,7 @@ from evaluation.table import read_json
 MODEL_KEYS = ("id", "weights_sha256", "num_parameters", "operation", "metrics", "uncalibrated")
 CASE_KEYS = ("kind", "image_id", "truth", "probabilities", "images")
 DATASET_KEYS = ("name", "source", "split", "n", "patients", "classes", "fingerprint")
+CLASS_COLUMNS = ("source", "view", "age", "sex")  # broken down class by class, too
 MAX_SVG_BYTES = 500_000  # beyond it, a figure of many points is smaller as PNG
 AVERAGES = {
     "macro": "Mean over the classes (macro)",
@@ -347,6 +349,7 @@ def _subgroups(report: dict) -> list[str]:
             header = ["Subgroup", "Images", "Patients", *titles]
             blocks.append(table(header, rows, notes=notes, caption=f"{name} by subgroup{mean}"))
         if gaps:
+            mean = f"{mean} that both have" if mean else ""
             caption = f"{name}: gap to the largest group of each kind{mean} [95 % interval]"
             blocks.append(table(["Gap", *titles], gaps, notes=gap_notes, caption=caption))
         blocks += _classes_by_subgroup(name, [group for group in groups if "classes" in group])
@@ -354,21 +357,30 @@ def _subgroups(report: dict) -> list[str]:
 
 
 def _classes_by_subgroup(name: str, groups: list[dict]) -> list[str]:
-    """A table a column that tells images apart: the AUROC of each class in each group."""
+    """A table a column of `CLASS_COLUMNS`: the AUROC of each class in each group."""
     blocks = []
-    for column in dict.fromkeys(group["column"] for group in groups):
+    for column in CLASS_COLUMNS:
         found = [group for group in groups if group["column"] == column]
-        notes, rows = Notes(), []
+        if not found:
+            continue
+        rows = []
         for k in found[0]["classes"]:
             rows.append([k])
             for entry in (group["classes"][k] for group in found):
                 present = round((entry["prevalence"] or 0) * entry["n"])
-                rows[-1] += [f"{present:,} of {entry['n']:,}", notes.cell(entry["auroc"])]
-        header = [f"Class by {column}"]
+                known = entry["n"] > 0
+                rows[-1].append(f"{present:,} of {entry['n']:,}" if known else "unknown")
+                rows[-1].append(format_metric(entry["auroc"]) if known else "-")
+        header = ["Class"]
         for group in found:
             header += [f"{group['value']}: images", "AUROC"]
-        caption = f"{name}: each class by {column}, its images and AUROC"
-        blocks.append(table(header, rows, notes=notes, caption=caption))
+        caption = f"{name}: each class by {column}, images that have it and AUROC"
+        blocks.append(table(header, rows, caption=caption))
+    if blocks:
+        blocks.append(
+            "An AUROC is undefined without images of both kinds, and has no interval where more "
+            f"than {MAX_UNDEFINED_SHARE:.0%} of the resamples leave it so."
+        )
     return blocks
 
 
