@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -170,6 +170,7 @@ def write_predictions(
     class_names: Sequence[str],
     split: str,
     multi_label: bool = False,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a predictions CSV, whole or not at all.
 
@@ -189,6 +190,7 @@ def write_predictions(
         class_names: K names, in the order of the logits.
         split: name of the split, e.g. "test".
         multi_label: whether an image may have any number of the classes.
+        extra: further columns, see `Predictions`.
 
     Raises:
         ValueError: see `Predictions`; labels that are not class indices, or when `multi_label` not
@@ -212,6 +214,7 @@ def write_predictions(
         class_names=tuple(class_names),
         split=split,
         multi_label=multi_label,
+        extra=dict(extra or {}),
         unknown=unknown,
     )
     write_text(path, _table({None: predictions}))

@@ -109,6 +109,9 @@ def test_a_run_scores_what_is_known(run):
     assert "8 (50.0% of 16 known)" in (run / "README.md").read_text()
     config = json.loads((run / "config.json").read_text())
     assert config["class_weights"] == [1, 1, 1]
+    rows = {row["value"]: row["classes"] for row in metrics["subgroups"]}
+    assert [rows["b"][name]["n"] for name in NAMES] == [0, 12, 12]
+    assert "Test: each class by source" in (run / "README.md").read_text()
     history = (run / "history.csv").read_text()
     assert "nan" not in history.lower()
 

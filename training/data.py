@@ -41,7 +41,7 @@ class PixelDataset(torch.utils.data.Dataset):
     A batch holds `pixels`, uint16 (B, H, W); `labels`, int64 (B,), -1 for an unlabelled image, or
     float32 (B, K) when the split is multi-label, NaN where a finding is unknown; `index`, int64
     (B,). `weights`, float64 (N,), say how often images are drawn in training, and are None where
-    the split has none; `warnings`, {what was noticed while reading: images}.
+    the split has none; `sources`, str (N,); `warnings`, {what was noticed while reading: images}.
 
     Args:
         split: in the dataset schema.
@@ -56,6 +56,7 @@ class PixelDataset(torch.utils.data.Dataset):
         self.warnings = warnings or {}
         self.image_ids = np.array(split["image_id"][:])
         self.patient_ids = np.array(split["patient_id"][:])
+        self.sources = np.array(split["source"][:])
         self.class_names = class_names(split)
         weights = "weight" in split.features
         self.weights = np.array(split["weight"][:], np.float64) if weights else None

@@ -352,11 +352,11 @@ def _subgroups(report: dict) -> list[str]:
             mean = f"{mean} that both have" if mean else ""
             caption = f"{name}: gap to the largest group of each kind{mean} [95 % interval]"
             blocks.append(table(["Gap", *titles], gaps, notes=gap_notes, caption=caption))
-        blocks += _classes_by_subgroup(name, [group for group in groups if "classes" in group])
+        blocks += classes_by_subgroup(name, [group for group in groups if "classes" in group])
     return blocks
 
 
-def _classes_by_subgroup(name: str, groups: list[dict]) -> list[str]:
+def classes_by_subgroup(name: str, groups: list[dict]) -> list[str]:
     """A table a column of `CLASS_COLUMNS`: the AUROC of each class in each group."""
     blocks = []
     for column in CLASS_COLUMNS:
