@@ -79,6 +79,8 @@ def is_negative(name: str) -> bool:
 def parse_map(label_map: dict | str | None) -> dict[str, str]:
     """A label map, as `{0: NORMAL, 1: PNEUMONIA}`, by the `label_key` of its names.
 
+    A name without a new one, as in `{Support Devices: }`, is a label to leave out.
+
     Raises:
         ValueError: it is no such mapping.
     """
@@ -89,7 +91,7 @@ def parse_map(label_map: dict | str | None) -> dict[str, str]:
         except yaml.YAMLError:
             given = None
     if not isinstance(given, dict) or not all(
-        isinstance(name, str | int) and text_of(name) for name in given.values()
+        isinstance(name, str | int | None) for name in given.values()
     ):
         raise ValueError(
             f"label_map {label_map!r} is no mapping of names to names: write it as "
@@ -119,7 +121,8 @@ def clean_order(order: Sequence[str], label_map: dict | str | None) -> list[str]
     names: dict[str, str] = {}
     for name in order:
         new = renamed.get(label_key(name), name)
-        names.setdefault(label_key(new), new)
+        if new:
+            names.setdefault(label_key(new), new)
     return list(names.values())
 
 
@@ -147,7 +150,8 @@ def clean_labels(
         )
     if "" in renamed:
         labels = [row or [""] for row in labels]
-    labels = [[renamed.get(label_key(label), label) for label in row] for row in labels]
+    new = {label: renamed.get(label_key(label), label) for row in labels for label in row}
+    labels = [[new[label] for label in row if new[label]] for row in labels]
     counts = Counter(label for row in labels for label in row)
     spelled = {label_key(label): label for label in reversed(order)}
     for label, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):

@@ -206,7 +206,7 @@ class CxrClassifier(CxrPreTrainedModel):
 
         Args:
             pixel_values: float (B, C, H, W), as the image processor gives them.
-            labels: int (B,), or 0/1 (B, K) when the problem is multi-label; adds `loss`.
+            labels: see `loss_cxr.classification_loss`; adds `loss`.
             return_dict: False gives a tuple of what there is of loss, logits, probabilities and
                 outlier score.
 
