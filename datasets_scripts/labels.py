@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import yaml
 
@@ -65,6 +66,7 @@ def text_of(value: object) -> str:
     return whole[1] if whole else text
 
 
+@lru_cache(maxsize=4096)
 def label_key(name: str) -> str:
     """What two spellings of one class share: case, and blank, - or _ between words, count not."""
     plain = unicodedata.normalize("NFKC", name).casefold()
