@@ -27,6 +27,7 @@ from modeling import CxrImageProcessor, load_model
 from modeling.heatmap_cxr import CAM_METHODS
 from modeling.image_cxr import CxrImage
 from modeling.modeling_cxr import CxrClassifier
+from modeling.sandbox_cxr import Sandbox
 from prediction.files import check_paths, find_files
 from prediction.table import STATUSES, Prediction, reopen, to_row, to_text
 from prediction.version import model_version
@@ -99,7 +100,7 @@ def predict(
         ]
         predictions = [prediction for prediction in predictions if prediction.file not in done]
         if heatmaps is not None:
-            return pool.map(lambda one: _draw(one, processor, heatmaps), predictions)
+            return pool.map(lambda one: _draw(one, processor, sandbox, heatmaps), predictions)
         return predictions
 
     if heatmaps is not None:
@@ -107,12 +108,13 @@ def predict(
         leave_out = [*leave_out, heatmaps]
     found = find_files(paths, leave_out)
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count()))
+    sandbox = processor.sandbox()
     try:
         ahead = deque()
         while files := list(islice(found, batch_size)):
             if all(file in done for file in files):
                 continue
-            ahead.append((files, [pool.submit(_read, file, processor) for file in files]))
+            ahead.append((files, [pool.submit(_read, file, processor, sandbox) for file in files]))
             if len(ahead) > 2:
                 yield from answer(*ahead.popleft())
         for batch in ahead:
@@ -121,20 +123,23 @@ def predict(
         pool.shutdown(cancel_futures=True)
 
 
-def _read(file: str, processor: CxrImageProcessor) -> CxrImage | Prediction:
+def _read(file: str, processor: CxrImageProcessor, sandbox: Sandbox) -> CxrImage | Prediction:
     """The image at the network's size; a Prediction with the error where there is none."""
     try:
         if os.path.isdir(file):
             os.listdir(file)  # raises what kept `find_files` from it
             raise ValueError("a link to a folder is not followed; name the folder itself.")
-        image = processor.open(file)
+        image = sandbox.open(file)
         return image._replace(pixels=processor.resize(image.pixels))
     except Exception as error:  # whatever it is, thousands of other files wait
         return Prediction(file, error=_reason(error, file))
 
 
 def _draw(
-    prediction: Prediction, processor: CxrImageProcessor, folder: str | os.PathLike
+    prediction: Prediction,
+    processor: CxrImageProcessor,
+    sandbox: Sandbox,
+    folder: str | os.PathLike,
 ) -> Prediction:
     """The prediction with its heatmap drawn."""
     file, answer = prediction.file, prediction.answer
@@ -142,7 +147,7 @@ def _draw(
         return prediction
     try:
         # Read again rather than kept: a batch of X-rays at full size may take gigabytes.
-        pixels = processor.open(file).pixels
+        pixels = sandbox.open(file).pixels
         overlay = Image.fromarray(processor.overlay(pixels, answer.heat(processor, *pixels.shape)))
     except Exception as error:
         return prediction._replace(error=f"no heatmap: {_reason(error, file)}")

@@ -31,8 +31,7 @@ from datasets_scripts.pixels import (
 )
 from datasets_scripts.registry import known_sources, sources
 from datasets_scripts.schema import REQUIRED, Source, class_names, encoded_images
-from modeling.dicom_cxr import is_dicom
-from modeling.reading_cxr import open_image
+from modeling.reading_cxr import is_dicom, open_image
 
 logger = logging.getLogger(__name__)
 

@@ -34,6 +34,7 @@ CODESTREAM = b"\xff\x4f\xff\x51"  # JPEG 2000: SOC and SIZ
 NO_FRAME_MARKERS = (0xFFC4, 0xFFC8, 0xFFCC)  # DHT, JPG, DAC among SOF0 to SOF15
 JPEG_LS_FRAME = 0xFFF7
 MAX_TILES = 65535
+FRAGMENT, MAX_FRAGMENTS = b"\xfe\xff\x00\xe0", 100_000
 
 
 def decode_frame(
@@ -75,6 +76,8 @@ def decode_frame(
     rows, columns, samples = shape
     allocated = header.word("BitsAllocated")
     used = header.word("BitsStored", allocated)
+    if header.raw("PixelData").count(FRAGMENT) > MAX_FRAGMENTS:
+        raise damaged
     try:
         frame = get_frame(header.raw("PixelData"), 0, number_of_frames=frames)
         if syntax == RLE:

@@ -29,6 +29,7 @@ CHARACTER_SET, ITEM, SEQUENCE_END = 0x00080005, 0xFFFEE000, 0xFFFEE0DD
 UNDEFINED = 0xFFFFFFFF
 # pydicom's modules import one another: a thread that comes in between would find them half done.
 IMPORTING = threading.Lock()
+MAX_ELEMENTS = 100_000  # outside sequences of known length; an X-ray has some hundred
 MAX_STOPS = 10_000  # at sequences and items of undefined length; an X-ray has some ten
 MAX_INFLATED = 2 * MAX_PIXELS + 2**24
 BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
@@ -156,10 +157,13 @@ def _elements(
     except ImportError:
         raise ValueError("it is a DICOM file; pip install pydicom") from None
     keywords = {tag_for_keyword(keyword): keyword for keyword in KEYWORDS}
-    outer_implicit, outermost, depth, stopped = None, None, 0, ()
+    outer_implicit, outermost, depth, stopped, count = None, None, 0, (), 0
 
     def stop_when(tag: int, vr: str | None, length: int) -> bool:
-        nonlocal stopped
+        nonlocal stopped, count
+        count += 1
+        if count > MAX_ELEMENTS:
+            raise ValueError(f"it holds more than {MAX_ELEMENTS:,} elements")
         special = tag >> 16 > last_group or tag in (CHARACTER_SET, SEQUENCE_END)
         stopped = (int(tag), vr, length, file.tell()) if special or length == UNDEFINED else ()
         return bool(stopped)

@@ -1,5 +1,6 @@
 """`pipeline("image-classification")` on the model's own preprocessing and probabilities."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,10 @@ from transformers import ImageClassificationPipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .answers_cxr import refusal
+from .image_cxr import check_file_size
 from .reading_cxr import ImageSource
+
+FETCH_SECONDS = 30.0
 
 
 class CxrImageClassificationPipeline(ImageClassificationPipeline):
@@ -42,13 +46,14 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
         return preprocess, forward, postprocess
 
     def preprocess(
-        self, image: ImageSource | torch.Tensor, timeout: float | None = None
+        self, image: ImageSource | torch.Tensor, timeout: float = FETCH_SECONDS
     ) -> dict[str, torch.Tensor]:
-        """`pixel_values`, (1, C, H, W) in the model's precision, and `drawn`, bool (1,)."""
+        """`pixel_values`, (1, C, H, W) in the model's precision, and `drawn`, bool (1,).
+
+        What lies at an address may have 256 MB and take `timeout` seconds to arrive.
+        """
         if isinstance(image, str) and image.startswith(("http://", "https://")):
-            response = get_session().get(image, timeout=timeout, follow_redirects=True)
-            response.raise_for_status()
-            image = response.content
+            image = _fetch(image, timeout)
         opened = self.image_processor.open(image)
         pixels = self.image_processor.resize(opened.pixels)[None]
         pixel_values = self.image_processor.normalize(pixels).to(self.dtype)
@@ -77,6 +82,24 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
             reason = refusal(score, self.model.config.outlier_threshold, drawn)
             rows = [{**row, "outlier": reason is not None} for row in rows]
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
+
+
+def _fetch(url: str, timeout: float) -> bytes:
+    """What lies at an http(s) address.
+
+    Raises:
+        ValueError: over 256 MB, or not there after so many seconds.
+        Exception: `huggingface_hub`'s client says that it cannot be reached, or answers an error.
+    """
+    content, end = bytearray(), time.monotonic() + timeout
+    with get_session().stream("GET", url, timeout=timeout, follow_redirects=True) as response:
+        response.raise_for_status()
+        for piece in response.iter_bytes():
+            content += piece
+            check_file_size(len(content), url)
+            if time.monotonic() > end:
+                raise ValueError(f"{url}: not there after {timeout:g} seconds; give more timeout.")
+    return bytes(content)
 
 
 class LoadedModelPipeline(ImageClassificationPipeline):

@@ -37,7 +37,9 @@ def endpoints(
     """The functions behind /predict, /heatmap and /predict_batch.
 
     Args:
-        overlay, csv_file: components that own the files which the functions write.
+        classifiers: {name: classifier}.
+        overlay: component that owns the pictures which /heatmap writes.
+        csv_file: component that owns the tables which /predict_batch writes.
     """
 
     def choose(name: str) -> Classifier:
@@ -62,7 +64,7 @@ def endpoints(
             model: The model to ask.
         """
         classifier = choose(model)
-        opened = classifier.processor.open(read_upload(image))
+        opened = classifier.open(read_upload(image))
         return _facts(classifier, classifier.assess(opened))
 
     @answering
@@ -81,7 +83,7 @@ def endpoints(
             method: grad_cam, grad_cam_plus_plus, hires_cam, layer_cam or score_cam (slow).
         """
         classifier = choose(model)
-        opened = classifier.processor.open(read_upload(image))
+        opened = classifier.open(read_upload(image))
         wanted = None if target == PREDICTED else target
         assessment = classifier.assess(opened, wanted, method)
         heat = assessment.heat(classifier.processor, *opened.pixels.shape)

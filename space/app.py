@@ -1,5 +1,6 @@
-"""A chest X-ray classifier in the browser: probabilities that mean something, where the model
-looked, and when not to believe it.
+"""A chest X-ray classifier in the browser.
+
+It shows probabilities that mean something, where the model looked, and when not to believe it:
 
     MODEL_ID=org/cxr-densenet121 python app.py
 
@@ -16,11 +17,15 @@ from pathlib import Path
 
 import cleanup  # before Gradio, which takes its folder when it is imported
 import gradio as gr
+import tools  # noqa: F401  (puts its MCP server in the place of Gradio's)
 import widgets
 from api import PREDICTED, endpoints, sentence
 from batch import LIMITS, assess_entries, read_uploads
+from doors import App
 from files import Page, names_and_paths, read_upload, save_csv, save_grey
 from gradio.data_classes import FileData
+from gradio.routes import ORJSONResponse
+from lanes import HEAT, MANY, ONE, SLOWLY
 from models import SLOW, Classifier, default_model_ids, load_classifiers
 
 TITLE = "Chest X-ray classifier"
@@ -34,11 +39,6 @@ METHODS = {
     "layer_cam": "Layer-CAM",
     SLOW: "Score-CAM (slow: up to a minute)",
 }
-# Each visitor's requests are answered in their order; Score-CAM, batches and the heatmaps that
-# programs ask for keep nobody else waiting.
-ONE, HEAT, SLOWLY, MANY = (
-    {"concurrency_id": name, "concurrency_limit": 1} for name in ("one", "heat", "slowly", "many")
-)
 PUBLIC = {"preprocess": False, "api_visibility": "public"}
 PRIVATE = {"preprocess": False, "api_visibility": "private"}
 # At once, in the browser: what is said of one image never stays beside another's name. A new image
@@ -89,7 +89,7 @@ def build_page(classifiers: dict[str, Classifier]) -> gr.Blocks:
         gr.on([], predict_batch, [files, model], [answers, csv_file], api_name="predict_batch",
               **PUBLIC, **MANY)  # fmt: skip
     # Without `api_open=False`, requests to /run would pass by the queue and its limits.
-    return page.queue(max_size=32, api_open=False)
+    return page.queue(api_open=False)
 
 
 def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdown]:
@@ -111,36 +111,24 @@ def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdo
         viewer = widgets.viewer("viewer")
     slowly = gr.State()  # changes where a slow method is asked for
 
-    def look(upload: dict, target: str, method: str) -> tuple[str, dict]:
-        """What the models say, and the picture."""
-        content = read_upload(upload)
-        image = models[0].processor.open(content)
-        answers, pictures = {}, {}
-        for each in models:
-            if target in (PREDICTED, *each.classes):
-                wanted = None if target == PREDICTED else target
-                answers[each] = pictures[each] = each.assess(image, wanted, method)
-            else:
-                answers[each] = each.assess(image)
-                pictures[each] = f"this model has no class {target}."
-        grey = FileData(path=save_grey(content, image.pixels, viewer)).model_dump()
-        html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
-        return widgets.results(answers, image), {"grey": grey, "html": html}
-
-    def show(upload: dict | None, target: str, method: str) -> tuple:
+    def draw(upload: dict | None, target: str, method: str) -> tuple:
         """Fills the page for an image."""
         if upload is None:
             return None, None
         path = {"path": upload["path"]}
         try:
-            said, picture = look(upload, target, method)
+            said, picture = _look(models, viewer, upload, target, method)
         except (ValueError, ImportError) as error:
             return path | {"html": widgets.problem(sentence(error))}, None
         return path | {"html": said}, path | picture
 
+    def show(upload: dict | None, target: str, method: str) -> tuple:
+        """The same, by no slow method: of a new image the page asks for none, others may."""
+        return draw(upload, target, "grad_cam" if method == SLOW else method)
+
     def redraw(upload: dict | None, target: str, method: str) -> tuple:
         """Draws the heat anew; what the models say stays, unless the image is gone."""
-        said, picture = show(upload, target, method)
+        said, picture = draw(upload, target, method)
         return gr.skip() if picture else said, picture
 
     def redraw_or_wait(upload: dict | None, target: str, method: str) -> tuple:
@@ -161,6 +149,25 @@ def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdo
     image.change(show, one, shown, show_progress_on=results, **last)
     gr.on(choice, redraw_or_wait, one, [*shown, slowly], show_progress_on=viewer, **last)
     return image, target, method
+
+
+def _look(
+    models: list[Classifier], viewer: gr.HTML, upload: dict, target: str, method: str
+) -> tuple[str, dict]:
+    """What the models say of an upload, and the picture that the viewer shows."""
+    content = read_upload(upload)
+    image = models[0].open(content)
+    answers, pictures = {}, {}
+    for each in models:
+        if target in (PREDICTED, *each.classes):
+            wanted = None if target == PREDICTED else target
+            answers[each] = pictures[each] = each.assess(image, wanted, method)
+        else:
+            answers[each] = each.assess(image)
+            pictures[each] = f"this model has no class {target}."
+    grey = FileData(path=save_grey(content, image.pixels, viewer)).model_dump()
+    html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
+    return widgets.results(answers, image), {"grey": grey, "html": html}
 
 
 def _many(classifiers: dict[str, Classifier]) -> tuple[gr.File, gr.Dropdown]:
@@ -244,6 +251,7 @@ def main() -> None:
                 css_paths=Path(__file__).with_name("style.css"),
                 max_file_size=MAX_UPLOAD,
                 mcp_server=True,
+                _app=App(default_response_class=ORJSONResponse),
                 state_session_capacity=SESSIONS,
                 run_history=False,  # it would keep X-rays in the browser's storage
                 footer_links=["api"],

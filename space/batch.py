@@ -115,7 +115,8 @@ def _members(file: BinaryIO, archive: str) -> Iterator[Entry]:
 
 
 def _directory_problem(file: BinaryIO) -> str | None:
-    """What a zip's last records say against reading its table of contents (APPNOTE 4.3.15, 16);
+    """What a zip's last records say against reading its table of contents (APPNOTE 4.3.15, 16).
+
     `zipfile` would build an object for each of a million members before any could be counted.
     """
     end = file.seek(0, io.SEEK_END)
@@ -181,7 +182,7 @@ def _assess(classifier: "Classifier", entry: Entry, thumbnails: bool) -> Row:
     if entry.error:
         return Row(classifier.row(entry.name, error=entry.error))
     try:
-        image = classifier.processor.open(entry.content)
+        image = classifier.open(entry.content)
     except ValueError as error:
         return Row(classifier.row(entry.name, error=_own_words(error)))
     method = "grad_cam" if thumbnails else None

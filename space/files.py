@@ -4,8 +4,6 @@ import errno
 import hashlib
 import os
 import secrets
-import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +13,27 @@ import gradio as gr
 import numpy as np
 from batch import MAX_FILE_BYTES, TOO_LARGE, Row, to_csv
 from cleanup import UPLOAD_MINUTES
+from doors import log_fault
+from gradio import route_utils
 from gradio.exceptions import InvalidPathError
+from lanes import Lanes
 from PIL import Image
 
 _SECRET = secrets.token_bytes(16)  # so that a picture's address cannot be told from the picture
 
 
 class Page(gr.Blocks):
-    """A page that logs where an error arose and of what kind, but not its words: these, which
-    Gradio would print, name uploads.
+    """A page with `Lanes` for a queue.
+
+    It logs where an error arose and of what kind, but not its words: these, which Gradio would
+    print, name uploads.
     """
+
+    def queue(self, **options: Any) -> gr.Blocks:
+        """As Gradio does, but for the kind of queue."""
+        super().queue(**options)
+        self._queue.__class__ = Lanes
+        return self
 
     async def process_api(self, *args: Any, **kwargs: Any) -> Any:
         """As Gradio does, but for what is logged and said of an error."""
@@ -35,10 +44,31 @@ class Page(gr.Blocks):
         except InvalidPathError:  # of the page as it was before a restart, or made up
             problem = "The upload is not on this server any more; repeat it."
         except Exception as error:
-            traceback.print_tb(error.__traceback__.tb_next)
-            print(type(error).__name__, file=sys.stderr)
+            log_fault(error.with_traceback(error.__traceback__.tb_next))
             problem = "This could not be answered; check what is sent, or try again later."
         raise gr.Error(problem, print_exception=False)
+
+
+class _Upload(route_utils.GradioUploadFile):
+    """An upload that is hashed with something else than itself.
+
+    Gradio names its folder by the hash: who has the same picture could test for the name that
+    another gave it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sha.update(secrets.token_bytes(16))
+
+
+class _Parser(route_utils.GradioMultiPartParser):
+    """Takes files alone: the text fields of a form would be kept in memory, whatever their size."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"max_fields": 0})
+
+
+route_utils.GradioUploadFile, route_utils.GradioMultiPartParser = _Upload, _Parser
 
 
 def read_upload(upload: dict | None) -> bytes:

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_grad_cam  # noqa: F401  (takes seconds, in which the first heatmap would stop all)
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("cxr-densenet121", "cxr-baseline")
 SLOW = "score_cam"  # a forward pass a channel
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 FIGURE = re.compile(r"figures/[\w-]+\.png")
+HUB_FILES = [*MODEL_FILES, "*.py", "README.md", "figures/*.png"]
+PLACEHOLDER = re.compile(r"(org|ORG)/.*")  # of this project's own texts
 
 
 class Classifier:
@@ -35,29 +38,43 @@ class Classifier:
         version: name, @, and the first 12 hex digits of the SHA-256 of configuration, preprocessing
             and weights, as in `predict.py`'s table.
 
+        revision: the Hub's commit, or the hash of a folder's files: 12 hex digits.
+        hub_url: the card's page on the Hub, at that commit; None for a folder.
+
     Args:
-        model_id: a Hub id or a folder that `save_pretrained` wrote; its own code is run.
-        name: what to call it.
+        model_id: a Hub id, id@revision, or a folder that `save_pretrained` wrote; its own code is
+            run.
 
     Raises:
         ValueError: there is no such model, it cannot be loaded, or it is of another kind.
     """
 
-    def __init__(self, model_id: str, name: str) -> None:
-        self.model_id, self.name = model_id, name
-        self.is_folder = Path(model_id).is_dir()
+    def __init__(self, model_id: str) -> None:
+        self.name = name_of(model_id)
+        is_folder = Path(model_id).is_dir()
+        # All of the model comes from one commit, found once: while it serves, nothing asks the Hub.
         try:
+            self._folder = Path(model_id) if is_folder else _download(model_id)
             self.model = AutoModelForImageClassification.from_pretrained(
-                model_id, trust_remote_code=True
+                self._folder, trust_remote_code=True
             )
-            self.processor = AutoImageProcessor.from_pretrained(model_id, trust_remote_code=True)
-        except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+            self.processor = AutoImageProcessor.from_pretrained(
+                self._folder, trust_remote_code=True
+            )
+        except (
+            HfHubHTTPError,
+            ImportError,
+            OSError,
+            RuntimeError,
+            ValueError,
+            SafetensorError,
+        ) as error:
             problem = "is not a folder and cannot be loaded from the Hub"
-            if self.is_folder:
+            if is_folder:
                 problem = "cannot be loaded"
             reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
             raise ValueError(f"MODEL_ID {model_id!r} {problem}: {reason}.") from error
-        if not (hasattr(self.model, "assess") and hasattr(self.processor, "heat_layer")):
+        if not (hasattr(self.model, "assess") and hasattr(self.processor, "sandbox")):
             raise ValueError(
                 f"MODEL_ID {model_id!r} is not one of this project's chest X-ray models, or one "
                 "saved before they could assess an image; save it again."
@@ -67,13 +84,18 @@ class Classifier:
         self.classes = [self.config.id2label[index] for index in range(self.config.num_labels)]
         binary = len(self.classes) == 2 and not self.config.is_multi_label
         self.finding = self.classes[1] if binary else None
-        content = b"".join(Path(cached_file(model_id, file)).read_bytes() for file in MODEL_FILES)
-        self.version = f"{name}@{hashlib.sha256(content).hexdigest()[:12]}"
+        content = b"".join((self._folder / file).read_bytes() for file in MODEL_FILES)
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        self.version = f"{self.name}@{digest}"
+        commit = self._folder.name  # a snapshot's folder is called by it
+        self.revision = digest if is_folder else commit[:12]
+        self.hub_url = None if is_folder else f"https://huggingface.co/{self.name}/tree/{commit}"
         # The function that predict.py makes its rows by lies beside the model's code.
         package = type(self.model).__module__.rpartition(".")[0]
         self._table_row = importlib.import_module(f"{package}.answers_cxr").table_row
         # A forward pass uses every core, and a heatmap hooks the model: one at a time.
         self._lock = threading.Lock()
+        self._sandbox = self.processor.sandbox()
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -81,17 +103,13 @@ class Classifier:
         image = self.processor.open(np.tile(np.linspace(0, 1, side), (side, 1)))
         self.model.assess([image], self.processor, method="grad_cam")
 
-    @property
-    def revision(self) -> str:
-        """The Hub's commit, or the hash of a folder's files: 12 hex digits."""
-        if self.is_folder:
-            return self.version.rpartition("@")[2]
-        return extract_commit_hash(cached_file(self.model_id, "config.json"), None)[:12]
+    def open(self, content: bytes) -> Any:
+        """An upload as a `CxrImage`, read in a process of its own.
 
-    @property
-    def hub_url(self) -> str | None:
-        """The card's page on the Hub."""
-        return None if self.is_folder else f"https://huggingface.co/{self.model_id}"
+        Raises:
+            ValueError: it cannot be read, or takes too much time or memory.
+        """
+        return self._sandbox.open(content)
 
     def assess(self, image: Any, target: str | None = None, method: str | None = None) -> Any:
         """What the model says of an image, its `CxrAnswer`.
@@ -148,26 +166,34 @@ class Classifier:
         return text, {name: file.read_bytes() for name, file in files.items() if file}
 
     def _file(self, name: str) -> Path | None:
-        if self.is_folder:
-            path = Path(self.model_id, name)
-            return path if path.is_file() else None
-        found = cached_file(
-            self.model_id,
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return Path(found) if found else None
+        path = self._folder / name
+        return path if path.is_file() else None
+
+
+def name_of(model_id: str) -> str:
+    """What to call a model: a Hub id, or of a folder, whose path is not shown, the last part."""
+    return Path(model_id).resolve().name if Path(model_id).is_dir() else model_id.partition("@")[0]
+
+
+def _download(model_id: str) -> Path:
+    """A Hub model's files, those of the commit that a revision (by default "main") is now.
+
+    Without a connection it is the one downloaded last.
+    """
+    name, _, revision = model_id.partition("@")
+    folder = snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES)
+    return Path(folder)
 
 
 def load_classifiers(model_ids: str) -> dict[str, Classifier]:
     """Loads the models named in a comma-separated list.
 
     Returns:
-        {name: classifier}; a folder goes by its last part, so that no server path is shown.
+        {name: classifier}.
 
     Raises:
-        ValueError: nothing is named, two models go by one name, or `Classifier` cannot load one.
+        ValueError: nothing is named, two models go by one name, one is a placeholder, or
+            `Classifier` cannot load one.
     """
     ids = [model_id.strip() for model_id in model_ids.split(",") if model_id.strip()]
     if not ids:
@@ -175,11 +201,16 @@ def load_classifiers(model_ids: str) -> dict[str, Classifier]:
             "MODEL_ID is not set and no model lies beside this folder; give it a Hub id "
             "(org/cxr-densenet121) or a model folder, or several separated by commas."
         )
-    names = [Path(one).resolve().name if Path(one).is_dir() else one for one in ids]
-    for name in names:
+    names = [name_of(one) for one in ids]
+    for model_id, name in zip(ids, names):
         if names.count(name) > 1:
             raise ValueError(f"MODEL_ID has two models called {name!r}; rename one of them.")
-    return {name: Classifier(model_id, name) for model_id, name in zip(ids, names)}
+        if PLACEHOLDER.fullmatch(model_id) and not Path(model_id).is_dir():
+            raise ValueError(
+                f"MODEL_ID {model_id!r} is a placeholder; name your own model there, or under "
+                "models: in README.md."
+            )
+    return {name: Classifier(model_id) for model_id, name in zip(ids, names)}
 
 
 def default_model_ids() -> str:

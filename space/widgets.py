@@ -1,5 +1,6 @@
-"""The page's HTML, from templates/, where Jinja escapes what is filled in: names of files, classes
-and models are text, never markup.
+"""The page's HTML, from templates/.
+
+Jinja escapes what is filled in: names of files, classes and models are text, never markup.
 """
 
 import base64
@@ -98,8 +99,9 @@ def answer(elem_id: str, hint: str) -> gr.HTML:
 
 
 def viewer(elem_id: str) -> gr.HTML:
-    """X-rays under their heat. Value: {"path": of the upload, "grey": the X-ray's FileData, "html":
-    see `panels`}.
+    """X-rays under their heat.
+
+    Value: {"path": of the upload, "grey": the X-ray's FileData, "html": see `panels`}.
     """
     # Filled in by the browser, so it is no template of Jinja's.
     template = (HERE / "templates" / "viewer.html").read_text(encoding="utf-8")

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
@@ -22,6 +24,8 @@ from gradio_client.exceptions import AppError
 from huggingface_hub import HfApi
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from space_server import (
     CLASSES,
@@ -269,10 +273,19 @@ def test_the_readmes_curl_runs(served, models, images, tmp_path):
 
 def test_the_requirements_are_those_that_are_tested():
     pins = dict(line.split("==") for line in (REPO / "constraints.txt").read_text().split())
-    required = (SPACE / "requirements.txt").read_text().split()
-    for requirement in required:
-        name, version = requirement.split("==")
+    lines = (SPACE / "requirements.txt").read_text().splitlines()
+    required = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    for name, version in required.items():
         assert pins[name.partition("[")[0]] == version
+    names = {canonicalize_name(name.partition("[")[0]) for name in required}
+    assert "pylibjpeg-libjpeg" not in names  # GPL-3.0
+    for name in required:  # and with them all that they bring
+        extra = name.partition("[")[2].rstrip("]")
+        for needed in map(Requirement, requires(name.partition("[")[0]) or []):
+            if needed.marker and not needed.marker.evaluate({"extra": extra}):
+                continue
+            if name != "torch" and needed.name != "setuptools":
+                assert canonicalize_name(needed.name) in names, (name, needed.name)
     assert f"sdk_version: {pins['gradio']}\n" in README
 
 
@@ -282,16 +295,28 @@ def test_the_requirements_are_those_that_are_tested():
 def test_hub_model_is_served_and_uploads_are_deleted_on_exit(hub, models, images, tmp_path):
     saved, path = models["tiny-findings"], images / "8bit.png"
     api = HfApi(endpoint=hub.url, token=hub.token)
-    api.create_repo("org/cxr-tiny")
-    commit = api.upload_folder(repo_id="org/cxr-tiny", folder_path=saved.folder).oid
-    with serve(tmp_path, ["org/cxr-tiny"], **hub.env) as served:
+    api.create_repo("tester/cxr-tiny")
+    (saved.folder / "README.md").write_text("# The card of this commit")
+    commit = api.upload_folder(repo_id="tester/cxr-tiny", folder_path=saved.folder).oid
+    later = {"path_in_repo": "README.md", "path_or_fileobj": b"# A later card"}
+    api.upload_file(repo_id="tester/cxr-tiny", **later)
+    with serve(tmp_path, [f"tester/cxr-tiny@{commit}"], **hub.env) as served:
+        asked = len(hub.requests)
         client = Client(served.url, verbose=False)
-        answer = client.predict(handle_file(path), "org/cxr-tiny", api_name="/predict")
-        heatmap(client, path, "org/cxr-tiny", FINDINGS[1])
+        answer = client.predict(handle_file(path), "tester/cxr-tiny", api_name="/predict")
+        heatmap(client, path, "tester/cxr-tiny", FINDINGS[1])
         assert len(served.temporary_files()) >= 2  # the upload and its overlay
         (served.uploads / "left-by-a-killed-upload").mkdir()
         with urllib.request.urlopen(served.url + "config") as response:
-            assert "huggingface.co/org/cxr-tiny" in response.read().decode()
+            config = response.read().decode()
+        assert f"huggingface.co/tester/cxr-tiny/tree/{commit}" in config
+        functions = json.loads(config)["dependencies"]
+        number = next(each["id"] for each in functions if each["api_name"] == "show_report")
+        job = {"fn_index": number, "data": ["tester/cxr-tiny"], "session_hash": "reader"}
+        assert httpx.post(f"{served.url}gradio_api/queue/join", json=job).status_code == 200
+        report = httpx.get(f"{served.url}gradio_api/queue/data?session_hash=reader").text
+        assert "The card of this commit" in report and "later" not in report
+        assert len(hub.requests) == asked  # while it serves, the Hub is left alone
     assert answer["probabilities"] == pytest.approx(saved.assess(path).probabilities, abs=1e-6)
     assert answer["revision"] == commit[:12]
     assert not served.temporary_files()
@@ -315,7 +340,8 @@ def test_wrong_model_id_is_one_sentence(run_python, hub, models, tmp_path):
     os.truncate(cut / "model.safetensors", 1000)
     sentences = {
         f"{tmp_path}/none": "is not a folder and cannot be loaded from the Hub: ",
-        "org/none": "is not a folder and cannot be loaded from the Hub: ",
+        "tester/none": "is not a folder and cannot be loaded from the Hub: ",
+        "org/cxr-baseline": "is a placeholder; ",
         f"{cut}": "cannot be loaded: ",
         f"{folder},{copy}": "has two models called 'tiny-baseline'",
         ",": "is not set and no model lies beside this folder",

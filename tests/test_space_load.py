@@ -14,7 +14,7 @@ from datasets_scripts.phantom import generate
 from modeling import create_model
 
 CLIENTS = 4
-JOBS = 60  # more than the queue holds
+JOBS = 60  # more than a lane holds of a client
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ MAX_PIXELS = 64_000_000
 MAX_RATIO = 20  # of the sides
 MAX_FILE_BYTES = 256 * 1024**2  # twice the most pixels at 16 bits
 # Each scan of a progressive JPEG is a pass over all pixels; encoders write about ten. Each segment
-# of Exif data makes Pillow copy all those before it; encoders write one.
+# of Exif data makes Pillow copy all those before it; encoders write one, and one comment.
 MAX_JPEG_PARTS = 100
 FULL_SCALE = 65535
 
@@ -90,9 +90,9 @@ def check_file_size(count: int, name: str) -> None:
 
 
 def is_slow_jpeg(content: bytes) -> bool:
-    """Whether a file is a JPEG of over 100 scans or segments of Exif data.
+    """Whether a file is a JPEG of over 100 scans, comments or segments of Exif data.
 
     A small one may take minutes to read.
     """
-    parts = max(content.count(b"\xff\xda"), content.count(b"Exif\0\0"))
+    parts = max(map(content.count, (b"\xff\xda", b"\xff\xfe", b"Exif\0\0")))
     return content.startswith(b"\xff\xd8") and parts > MAX_JPEG_PARTS

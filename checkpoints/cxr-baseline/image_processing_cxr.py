@@ -10,6 +10,7 @@ from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
 from .preprocessing_cxr import GEOMETRIES, normalize, resize, restore
 from .reading_cxr import ImageSource, open_image
+from .sandbox_cxr import Sandbox
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -129,6 +130,10 @@ class CxrImageProcessor(BaseImageProcessor):
     def open(self, image: ImageSource | torch.Tensor) -> CxrImage:
         """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too."""
         return open_image(_to_array(image), self.correct)
+
+    def sandbox(self) -> Sandbox:
+        """What reads files as `open` does, in processes with limits of time and memory."""
+        return Sandbox(self.correct)
 
     def resize(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
         """`preprocessing_cxr.resize` to this processor's size by its geometry: uint16 (H, W)."""

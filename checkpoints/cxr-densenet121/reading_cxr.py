@@ -26,6 +26,9 @@ ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 # The formats that X-rays come in. Others that Pillow reads start programs, are for icons, or, as
 # GIF with its comments, take time that grows with the square of a file's size.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000", "PPM")
+# Those that Pillow has in Python: PNM of other than 8 or 16 bits, and run-length coded BMP. They
+# take seconds a million pixels.
+SLOW_DECODERS, MAX_SLOW_PIXELS = ("ppm", "bmp_rle"), 1_000_000
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 BAND = 1_000_000  # pixels converted at a time, so that memory stays near that of the result
 COLOUR_SAMPLES = 500  # a side, where colours are looked for
@@ -127,16 +130,21 @@ def _from_file(content: bytes, name: str) -> CxrImage:
         return read_dicom(content, name)
     if is_slow_jpeg(content):
         raise ValueError(
-            f"{name}: a JPEG file of more than {MAX_JPEG_PARTS} scans or segments of Exif data "
-            "takes too long to read."
+            f"{name}: a JPEG file of more than {MAX_JPEG_PARTS} scans, comments or segments of "
+            "Exif data takes too long to read."
         )
     with _decoding(name):
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
         # a telephone's JPEG (MPO) holds previews of the same picture
         several = opened.format != "MPO" and getattr(opened, "is_animated", False)
-        text = opened.tile and opened.tile[0].codec_name == "ppm_plain"
-    if text:  # two seconds a million pixels
+        decoder = opened.tile[0].codec_name if opened.tile else ""
+    if decoder == "ppm_plain":  # two seconds a million pixels
         raise ValueError(f"{name}: a PNM file of decimal text is not read; save it as PNG.")
+    if decoder in SLOW_DECODERS and opened.width * opened.height > MAX_SLOW_PIXELS:
+        raise ValueError(
+            f"{name}: a {opened.format} file of this kind takes too long to read at over "
+            f"{MAX_SLOW_PIXELS:,} pixels; save it as PNG."
+        )
     with opened:
         image = _from_pil(opened, name)
     if not several:
@@ -156,6 +164,8 @@ def _decoding(name: str) -> Iterator[None]:
         ) from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name}: too large; the most is {MAX_PIXELS:,} pixels.") from None
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise whatever hostile bytes lead them into
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name}: damaged image file ({reason}).") from None

@@ -1,0 +1,178 @@
+"""Small files that keep a decoder busy or make it take memory, sent to a live Space."""
+
+import io
+import os
+import signal
+import struct
+import zlib
+
+import numpy as np
+import psutil
+import pytest
+from dicom_files import data_set, dicom, written
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
+
+from attacks.visitors import answer, send, unnoticed
+
+pytestmark = pytest.mark.slow
+
+SIDE = 7900  # 62 million pixels, just below what is allowed
+
+
+def encoded(kind, size=(64, 64), mode="L", **options):
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind, **options)
+    return file.getvalue()
+
+
+def deflated_elements():
+    """200 kB of deflated DICOM: 17.5 million empty elements."""
+    whole = written(data_set(np.zeros((64, 64), np.uint8)), DeflatedExplicitVRLittleEndian)
+    start = whole.index(b"\x02\x00\x10\x00UI")
+    start += 8 + struct.unpack("<H", whole[start + 6 : start + 8])[0]
+    empty = struct.pack("<HH2sH", 0x0009, 0x1001, b"LO", 0)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = b"".join(packer.compress(empty * 500_000) for _ in range(35)) + packer.flush()
+    # The length of the file meta group is that of the file before.
+    return whole[:start] + packed
+
+
+def fragments():
+    """A DICOM file of half a million empty fragments."""
+    ds = data_set(np.zeros((64, 64), np.uint8))
+    ds.PixelData = encapsulate([encoded("JPEG")], has_bot=False)
+    ds["PixelData"].is_undefined_length = True
+    content = written(ds, JPEGBaseline8Bit)
+    end = content.rindex(b"\xfe\xff\xdd\xe0")
+    return content[:end] + b"\xfe\xff\x00\xe0\0\0\0\0" * 500_000 + content[end:]
+
+
+def run_length_bmp():
+    """32 kB of RLE8 BMP: 62 million pixels, a line after the other left empty."""
+    palette = bytes(1024)
+    lines = b"\x00\x00" * SIDE + b"\x00\x01"
+    offset = 14 + 40 + len(palette)
+    head = struct.pack("<2sIHHI", b"BM", offset + len(lines), 0, 0, offset)
+    info = struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 8, 1, len(lines), 1, 1, 256, 0)
+    return head + info + palette + lines
+
+
+def odd_pgm():
+    """A PGM whose brightest value is 254, which Pillow scales in Python."""
+    return b"P5 5000 4000 254\n" + bytes(20_000_000)
+
+
+def tiff(entries, data):
+    """A little-endian TIFF of entries (tag, type, count, value) and what they point at."""
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + packed + bytes(4) + data
+
+
+def tiles():
+    """A TIFF of a tile a pixel."""
+    side, count = 1000, 1_000_000
+    start = 8 + 2 + 11 * 12 + 4
+    offsets = struct.pack("<I", start) * count
+    counts = struct.pack("<I", 1) * count
+    return tiff(
+        [
+            (256, 4, 1, side),
+            (257, 4, 1, side),
+            (258, 3, 1, 8),
+            (259, 3, 1, 1),
+            (262, 3, 1, 1),
+            (277, 3, 1, 1),
+            (322, 4, 1, 1),
+            (323, 4, 1, 1),
+            (324, 4, count, start),
+            (325, 4, count, start + len(offsets)),
+            (339, 3, 1, 1),
+        ],
+        offsets + counts,
+    )
+
+
+def rationals():
+    """A TIFF with a tag of 4 million fractions."""
+    count = 4_000_000
+    start = 8 + 2 + 9 * 12 + 4
+    return tiff(
+        [
+            (256, 4, 1, 64),
+            (257, 4, 1, 64),
+            (258, 3, 1, 8),
+            (259, 3, 1, 1),
+            (262, 3, 1, 1),
+            (273, 4, 1, start),
+            (278, 4, 1, 64),
+            (279, 4, 1, 64 * 64),
+            (282, 5, count, start),
+        ],
+        struct.pack("<II", 1, 3) * count,
+    )
+
+
+def flooded_jpeg(marker):
+    """A JPEG with 20 MB of empty segments before its frame."""
+    whole = encoded("JPEG")
+    return whole[:2] + struct.pack(">HH", marker, 2) * 5_000_000 + whole[2:]
+
+
+def large_jpeg2000():
+    """A small JPEG 2000 file of 62 million pixels of three colours."""
+    whole = bytearray(encoded("JPEG2000", mode="RGB", no_jp2=True))
+    size = whole.index(b"\xff\x51") + 6
+    struct.pack_into(">II", whole, size, SIDE, SIDE)
+    struct.pack_into(">II", whole, size + 16, SIDE, SIDE)
+    return bytes(whole)
+
+
+FILES = {
+    "dicom-elements": deflated_elements,
+    "dicom-fragments": fragments,
+    "bmp-run-lengths": run_length_bmp,
+    "pgm-odd-maximum": odd_pgm,
+    "tiff-tiles": tiles,
+    "tiff-fractions": rationals,
+    "jpeg-comments": lambda: flooded_jpeg(0xFFFE),
+    "jpeg-segments": lambda: flooded_jpeg(0xFFED),
+    "jpeg2000-large": large_jpeg2000,
+    "png-large": lambda: encoded("PNG", (SIDE, SIDE), "RGBA"),
+    "png-too-large": lambda: encoded("PNG", (30_000, 30_000), "1"),
+    "jpeg-large": lambda: encoded("JPEG", (SIDE, SIDE), "CMYK", progressive=True),
+    "dicom-large": lambda: dicom(np.zeros((5600, 5600), np.uint16)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_takes_long_or_keeps_others_waiting(served, http, question, name):
+    file = send(http, FILES[name]())
+    # What is of allowed size is read, within the gigabyte that a reader may take.
+    with unnoticed(served, question, most_memory=1100 if name.endswith("-large") else 500):
+        event, given = answer(http, "predict", file, "tiny")
+    print(name, event, given)
+    assert event == "complete" or given["error"].endswith(".")
+
+
+def test_a_batch_of_slow_files_keeps_nobody_waiting(served, http, question):
+    files = [send(http, FILES["jpeg-segments"]()), send(http, question.content)]
+    with unnoticed(served, question):
+        event, (rows, _) = answer(http, "predict_batch", files, "tiny")
+    assert event == "complete" and [row["status"] for row in rows] == ["error", "ok"]
+
+
+def test_a_killed_reader_is_replaced(served, http, question):
+    """Each visitor after it gets an answer, whichever of the readers is gone."""
+    readers = [
+        process
+        for process in psutil.Process(served.process.pid).children(recursive=True)
+        if "sandbox_cxr" in " ".join(process.cmdline())
+    ]
+    assert readers
+    for process in readers:
+        with unnoticed(served, question):
+            os.kill(process.pid, signal.SIGKILL)
+            event, (given, *_) = answer(http, "predict", send(http, question.content), "tiny")
+            assert event == "complete" and given["probabilities"]

@@ -1,0 +1,148 @@
+"""Files that are read in processes of their own: the same pixels, and an end to what has none."""
+
+import io
+import os
+import re
+import signal
+import struct
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+from dicom_files import dicom
+from PIL import Image
+
+from modeling import CxrImageProcessor
+from modeling.reading_cxr import open_image
+from modeling.sandbox_cxr import Sandbox
+
+
+def encoded(pixels, kind="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(seed=0, dtype=np.uint8, shape=(90, 120)):
+    top = np.iinfo(dtype).max
+    return np.random.default_rng(seed).integers(0, top, shape, dtype, endpoint=True)
+
+
+def slow_tiff():
+    """64 x 64 pixels, and a tag of two million fractions, which Pillow reduces one by one."""
+    count, start = 2_000_000, 8 + 2 + 9 * 12 + 4
+    entries = (
+        [(tag, 4, 1, value) for tag, value in ((256, 64), (257, 64), (273, start), (278, 64))]
+        + [(tag, 3, 1, value) for tag, value in ((258, 8), (259, 1), (262, 1))]
+        + [(279, 4, 1, 4096), (282, 5, count, start)]
+    )
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    head = b"II" + struct.pack("<HIH", 42, 8, 9)
+    return head + packed + bytes(4) + struct.pack("<II", 1, 3) * count
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    sandbox = Sandbox(seconds=2, memory=2**29)
+    yield sandbox
+    sandbox.close()
+
+
+FILES = {
+    "png": encoded(noise()),
+    "deep": encoded(noise(1, np.uint16)),
+    "colour": encoded(noise(2, shape=(90, 120, 3)), "JPEG"),
+    "jpeg2000": encoded(noise(3), "JPEG2000"),
+    "dicom": dicom(noise(4, np.uint16), PatientAge="042Y", ViewPosition="LL"),
+}
+
+
+@pytest.mark.parametrize("content", FILES.values(), ids=FILES)
+def test_a_file_reads_as_it_does_without(sandbox, content):
+    expected, image = open_image(content), sandbox.open(content)
+    assert image.pixels.dtype == np.uint16
+    np.testing.assert_array_equal(image.pixels, expected.pixels)
+    assert image[1:] == expected[1:]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", FILES["png"][:200], dicom(noise(), Modality="MR"), bytes(1000)]
+)
+def test_what_is_refused_is_refused_in_the_same_words(sandbox, content):
+    with pytest.raises(ValueError) as expected:
+        open_image(content)
+    with pytest.raises(ValueError) as refused:
+        sandbox.open(content)
+    assert str(refused.value) == str(expected.value)
+
+
+def test_a_path_is_read_and_named(sandbox, tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(FILES["png"])
+    np.testing.assert_array_equal(sandbox.open(path).pixels, open_image(path).pixels)
+    path.write_bytes(b"text")
+    for read in (open_image, sandbox.open):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: not an image file"):
+            read(path)
+        with pytest.raises(FileNotFoundError, match="gone.png: no such file"):
+            read(tmp_path / "gone.png")
+
+
+def test_a_file_without_end_is_given_up_in_time(sandbox):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"takes more than 2 seconds to read.*\.$"):
+        sandbox.open(slow_tiff())
+    assert time.monotonic() - began < 4
+    sandbox.open(FILES["png"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory")
+def test_a_file_that_takes_too_much_memory_is_given_up():
+    sandbox = Sandbox(memory=250 * 2**20)
+    large = encoded(np.zeros((6000, 6000, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"memory .*\.$"):
+        sandbox.open(large)
+    sandbox.open(FILES["png"])
+    sandbox.close()
+
+
+def test_each_thread_gets_its_own_file(sandbox):
+    contents = [encoded(noise(seed)) for seed in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(sandbox.open, contents))
+    for content, image in zip(contents, images, strict=True):
+        np.testing.assert_array_equal(image.pixels, open_image(content).pixels)
+
+
+def processes():
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "sandbox_cxr" in " ".join(process.cmdline())
+    ]
+
+
+def test_killed_processes_are_replaced_without_a_word(sandbox):
+    sandbox.open(FILES["png"])
+    for process in processes():
+        os.kill(process.pid, signal.SIGKILL)
+        psutil.wait_procs([process], timeout=5)
+        assert sandbox.open(FILES["png"]).pixels.shape == (90, 120)
+
+
+def test_the_processes_know_no_secret_and_no_torch(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    before = {process.pid for process in processes()}
+    sandbox = CxrImageProcessor().sandbox()
+    sandbox.open(FILES["png"])
+    started = [process for process in processes() if process.pid not in before]
+    assert len(started) == 2  # the one that forks, and a reader
+    for process in started:
+        assert "HF_TOKEN" not in process.environ()
+        assert not any("torch" in part.path for part in process.memory_maps())
+    sandbox.close()
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
