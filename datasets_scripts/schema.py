@@ -405,11 +405,11 @@ def unknown_sets(dataset: Dataset) -> list[tuple[int, ...]]:
     return [()] * len(dataset)
 
 
-def encoded_images(dataset: Dataset) -> Iterator[bytes | str]:
+def encoded_images(dataset: Dataset, column: str = "image") -> Iterator[bytes | str]:
     """Each image as it is stored: its file's bytes where they are embedded, else its path."""
-    stored = dataset.select_columns(["image"]).with_format("arrow")
+    stored = dataset.select_columns([column]).with_format("arrow")
     for table in stored.iter(IMAGES_AT_ONCE):
-        for image in table["image"].to_pylist():
+        for image in table[column].to_pylist():
             yield image["path"] if image["bytes"] is None else image["bytes"]
 
 
