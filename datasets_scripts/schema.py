@@ -178,8 +178,9 @@ def assemble(
         ValueError: an image has no label, options do not fit the data, too many identical images
             have two labels, or there are too few patients to split.
     """
-    order, ordered = clean_order(order, label_map), split_option(classes)
-    labels, unknown, boxed = _class_names(records, ordered or order, label_map, multi_label, name)
+    own, order, ordered = order, clean_order(order, label_map), split_option(classes)
+    spelling = ordered or order
+    labels, unknown, boxed = _class_names(records, spelling, own, label_map, multi_label, name)
     for record, row in zip(records, labels):
         if not row and not multi_label and record["split"] != "unlabelled":
             raise ValueError(f"{name} gives {record['path']!r} no label: give each image one.")
@@ -258,6 +259,7 @@ def assemble(
 def _class_names(
     records: list[dict],
     order: Sequence[str],
+    own: Sequence[str],
     label_map: dict | str | None,
     multi_label: bool,
     name: str,
@@ -273,7 +275,7 @@ def _class_names(
     cells = [record["label"] for record in records]
     cells += [records[row]["unknown"] for row in doubtful]
     cells += [[category] for categories in boxes for category in categories]
-    cleaned = iter(clean_labels(cells, order, label_map, name))
+    cleaned = iter(clean_labels(cells, order, label_map, name, own))
     labels = [next(cleaned) for _ in records]
     unknown: list[list[str]] = [[] for _ in records]
     for row in doubtful:
