@@ -18,7 +18,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from datasets_scripts import PERTURBATIONS, content_hashes, load_cxr_dataset, sources
+from datasets_scripts import PERTURBATIONS, content_hashes, load_cxr_dataset
 from evaluation.calibration import apply_operation
 from evaluation.metrics import format_metric
 from evaluation.predictions import (
@@ -28,7 +28,8 @@ from evaluation.predictions import (
 )
 from evaluation.saliency import write_saliency
 from evaluation.validation import bare_context, describe_predictions, score_report
-from training.arguments import check_ranges, option, recipe
+from training.arguments import add_dataset, check_ranges, dataset_name, settle_dataset
+from training.data import source_names
 from training.heatmaps import draw_gallery, randomization_rows, saliency_rows
 from training.launch import make_accelerator
 from training.rescoring import join_scores
@@ -49,7 +50,11 @@ RANGES = {
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """The flags of validate.py; ends the program where one is wrong."""
+    """The flags of validate.py; ends the program where one is wrong.
+
+    Raises:
+        ValueError: paths are too many.
+    """
     parser = argparse.ArgumentParser(
         description="Validate chest X-ray classifiers.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -61,14 +66,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     labels = "labels of the scores: a CSV file with images, labels, patients; or kermany"
     add("--labels", metavar="CSV", help=labels)
     add("--output_dir", default="report", help="the report folder")
-    add(
-        "--dataset",
-        default="phantom",
-        help=f"{', '.join(sources())}, a folder, a file, or a Hub id",
-    )
-    pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
-    add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
-    add("--dataset_options", help="the source's own, as extra=PATH", **pairs)
+    add_dataset(add)
     add("--split", default="test", help="train, validation, test, or all of them together")
     add("--variant", choices=sorted(PERTURBATIONS), help="alter the images: a test for shortcuts")
     add("--max_eval_samples", type=int, help="score so many images")
@@ -97,7 +95,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         parser.error("--labels goes with --rescore; a model's images bring their own.")
     if args.ten_crop and not args.skip_heatmaps:
         parser.error("--ten_crop has no heatmaps; add --skip_heatmaps.")
-    args.dataset_options = dict(args.dataset_options)
+    settle_dataset(args)
     args.report_to = "none"
     return args
 
@@ -113,17 +111,16 @@ def load_split(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
             on images of it.
         OSError: they cannot be read.
     """
+    name = dataset_name(args)
     dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
     if args.split != "all" and args.split not in dataset:
         raise ValueError(
-            f"{args.dataset} has no split {args.split!r}; it has {', '.join(dataset)}, or all."
+            f"{name} has no split {args.split!r}; it has {', '.join(dataset)}, or all."
         )
     if args.split != "all":
         dataset = DatasetDict({args.split: dataset[args.split]})
     for model in args.model:
         refuse_trained_on(model, dataset)
-    told = recipe(args)
-    name = told["dataset_path"] or told["dataset"]
     seen = [model for model in args.model if was_trained_on(model, dataset, name)]
     split = concatenate_datasets(list(dataset.values()))
     if args.max_eval_samples is not None and args.max_eval_samples < len(split):
@@ -247,8 +244,7 @@ def main(argv: list[str]) -> None:
         return
     write_predictions_by_model(folder / "predictions.csv", predictions)
     predictions = read_predictions_by_model(folder / "predictions.csv")
-    told = recipe(args)
-    name = told["dataset_path"] or told["dataset"]
+    name = dataset_name(args)
     title = f"{' and '.join(names)} on {name}, {args.split}"
     if seen:
         learned = " and ".join(short_names(seen))
@@ -264,7 +260,7 @@ def main(argv: list[str]) -> None:
         "command": command,
         "dataset": {
             **describe_predictions(predictions[names[0]], name),
-            "source": split["source"][0],
+            "source": source_names(split),
             "variant": args.variant,
             "fingerprint": digest,
         },

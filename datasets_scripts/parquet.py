@@ -144,7 +144,9 @@ def data_card(
     files = [{"split": info.name, "path": f"data/{info.name}-*"} for info in infos]
     front["configs"] = [{"config_name": "default", "data_files": files}]
     names, table = class_names(next(iter(dataset.values()))), describe(dataset)
-    kind = "labels (any number an image)" if "labels" in features else "label"
+    kind = "`labels` (any number an image)" if "labels" in features else "`label`"
+    if "unknown" in features:
+        kind += "; `unknown`, the classes that are not annotated for an image"
     return f"""---
 {front.to_yaml()}
 ---

@@ -14,7 +14,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
-from .configuration_cxr import FITTED, CxrConfig
+from .configuration_cxr import FITTED, CxrConfig, spelled_alike
 from .image_processing_cxr import CxrImageProcessor
 from .modeling_cxr import REGISTRY, CxrClassifier
 from .pretrained import first_line, load_imagenet
@@ -46,7 +46,7 @@ def create_model(
 
     Args:
         name: of a family ("baseline", "densenet121", ...), any timm name, or a folder or Hub id of
-            a model saved by this project, whose heads are replaced where its classes differ.
+            a model saved by this project, whose heads follow the classes, see `from_pretrained`.
         class_names: in the order of the label indices.
         image_size: side of the input, pixels; None is 224, or the saved model's own.
         pretrained: start from ImageNet weights, True for timm's of that name on the Hub, or a file
@@ -177,7 +177,7 @@ def _adapt_model(
             f"{config.num_channels}; leave it out."
         )
     # What was fitted to the old model's scores and images says nothing of the new one's.
-    same_classes = config.id2label == options["id2label"]
+    same_classes = spelled_alike(config.label2id) == spelled_alike(options["label2id"])
     kept = ("class_weights", "focal_alpha") if same_classes else ()
     config.update(dict.fromkeys(field for field in FITTED if field not in kept))
     config = type(config).from_dict(config.to_dict() | options)
@@ -192,9 +192,6 @@ def _adapt_model(
             f"{name} has no fitting weights for {', '.join(body[:3])}; leave out the options that "
             "change the network's shape."
         )
-    if not same_classes:
-        for head in model.heads:
-            head.reset_parameters()
     processor = _load_processor(name)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}

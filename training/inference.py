@@ -74,13 +74,15 @@ def to_predictions(
     extra: dict[str, np.ndarray] | None = None,
 ) -> Predictions:
     """Logits (N, K) joined to what the split says of its images."""
+    unknown = np.isnan(split.labels) if split.multi_label else None
     return Predictions(
         split.image_ids,
         split.patient_ids,
-        split.labels.astype(bool) if split.multi_label else split.labels,
+        split.labels == 1 if split.multi_label else split.labels,
         logits.double().numpy(),
         tuple(split.class_names),
         name,
         split.multi_label,
         extra=extra or {},
+        unknown=unknown,
     )

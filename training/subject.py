@@ -21,12 +21,12 @@ from modeling.configuration_cxr import CxrConfig
 from modeling.convert import TRAINED_ON
 from modeling.image_cxr import FULL_SCALE, CxrImage
 from modeling.reading_cxr import read_mask
-from training.data import PixelDataset, decode_splits, images_digest
+from training.data import PixelDataset, decode_splits, images_digest, source_names
 from training.inference import make_loader, predict, to_predictions
 
 SCHEMA = {
-    *("image", "label", "labels", "image_id", "patient_id", "source"),
-    *("lung_mask", "boxes", "weight"),
+    *("image", "label", "labels", "unknown", "image_id", "patient_id"),
+    *("lung_mask", "boxes", "objects", "weight"),
 }
 
 
@@ -158,7 +158,7 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
         return False
     known = json.loads(found.read_text())
     first = next(iter(parts.values()))
-    if "train" in parts and (known["source"], known["name"]) == (first["source"][0], name):
+    if "train" in parts and (known["source"], known["name"]) == (source_names(first), name):
         return True
     trained = known["splits"]["train"].get("sha256")
     return any(images_digest(content_hashes(part)) == trained for part in parts.values())
@@ -203,14 +203,11 @@ def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split:
             f"the data's class {unknown[0]!r} is none of {name}'s: {', '.join(known)}. If it is "
             f"one of them by another name, say so: --dataset_options 'label_map={{{pairs}}}'."
         )
-    if given != [text for text in known if text in given]:
+    if not multi_label and given != [text for text in known if text in given]:
         raise ValueError(
             f"{name} orders its classes {', '.join(known)}, the data {', '.join(given)}; the "
             "positive class would not be the same."
         )
-    if multi_label and len(given) < len(known):
-        missing = next(text for text in known if text not in given)
-        raise ValueError(f"the data do not say which images show {missing!r}, a class of {name}.")
 
 
 def spelled_as(known: list[str], given: list[str]) -> list[str]:
@@ -220,10 +217,14 @@ def spelled_as(known: list[str], given: list[str]) -> list[str]:
 
 
 def align_classes(pixels: PixelDataset, names: list[str]) -> None:
-    """Label indices of the model's classes, of which the data may hold fewer."""
-    if not pixels.multi_label:
-        given = spelled_as(names, pixels.class_names)
-        pixels.labels = np.array([names.index(text) for text in given])[pixels.labels]
+    """Labels of the model's classes, of which the data may hold fewer: unknown, of several."""
+    indices = np.array([names.index(text) for text in spelled_as(names, pixels.class_names)])
+    if pixels.multi_label:
+        labels = np.full((len(pixels), len(names)), np.nan, np.float32)
+        labels[:, indices] = pixels.labels
+        pixels.labels = labels
+    else:
+        pixels.labels = indices[pixels.labels]
     pixels.class_names = names
 
 
