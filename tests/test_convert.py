@@ -10,6 +10,7 @@ import torchvision
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
+from datasets_scripts.chestxray14 import FINDINGS
 from modeling import create_model, load_model
 from modeling.convert import CHEXNET_FINDINGS, convert_chexnet, main, read_image_list
 from space.models import Classifier
@@ -182,3 +183,7 @@ def test_most_official_test_images_are_in_the_train_list_of_arnoweng(cxr_data):
     official = read_image_list(cxr_data / "chestxray14" / "test_list.txt")
     assert len(official) == 25_596
     assert sum(name in trained for name in official) == 17_920
+
+
+def test_the_findings_are_those_of_the_source_in_its_order():
+    assert CHEXNET_FINDINGS == FINDINGS

@@ -20,11 +20,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from datasets_scripts.chestxray14 import FINDINGS
 from evaluation.metrics import compute_metrics, format_metric
 from evaluation.predictions import Predictions, write_predictions_by_model, write_text
 from evaluation.table import markdown_table
 from modeling import CxrImageProcessor
-from modeling.convert import CHEXNET_FINDINGS as FINDINGS
 from recipes.grey import grey_statistics
 
 TABLE = "Data_Entry_2017_v2020.csv"
