@@ -99,7 +99,7 @@ class CxrImageProcessor(BaseImageProcessor):
             `pixel_values`, float32 (B, C, H, W).
 
         Raises:
-            ValueError, FileNotFoundError: see `open`.
+            ValueError, FileNotFoundError: see `open`; there are no images.
             TypeError: a keyword that asks for something else.
         """
         for name, value in kwargs.items():
@@ -111,6 +111,8 @@ class CxrImageProcessor(BaseImageProcessor):
                 )
         if getattr(images, "ndim", None) != 4 and not isinstance(images, (list, tuple)):
             images = [images]
+        if not len(images):
+            raise ValueError("there are no images; give one or more.")
         pixels = np.stack([self.read(image) for image in images])
         values = normalize(pixels, self.image_mean, self.image_std)
         batch = BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
@@ -122,10 +124,6 @@ class CxrImageProcessor(BaseImageProcessor):
         """`open`, then `resize` with the `shape` that a stored image had: uint16 (H, W)."""
         opened = self.open(image)
         return self.resize(opened.pixels, shape and opened.part_of(shape))
-
-    def load(self, image: ImageSource | torch.Tensor) -> np.ndarray:
-        """The pixels of `open`: uint16 (h, w), 0..65535."""
-        return self.open(image).pixels
 
     def open(self, image: ImageSource | torch.Tensor) -> CxrImage:
         """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too."""

@@ -1,5 +1,6 @@
 """Chest X-ray models that explain themselves."""
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from .answers_cxr import NO_MAPS, CxrAnswer, answers, class_names, refusal
 from .calibration_cxr import calibrate, decide, to_probabilities
-from .configuration_cxr import CxrConfig
+from .configuration_cxr import CxrConfig, spelled_alike
 from .heatmap_cxr import check_method, make_heatmaps
 from .image_cxr import CxrImage
 from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
 from .outlier_cxr import OutlierDetector
 from .pipeline_cxr import CxrImageClassificationPipeline
+
+logger = logging.getLogger(__name__)
 
 # --------------------------------------------------------------------------------- every family
 
@@ -153,9 +156,53 @@ class CxrClassifier(CxrPreTrainedModel):
     network: CxrNetwork
 
     def __init__(self, config: CxrConfig) -> None:
+        config.follow_classes()
         config.check()
         super().__init__(config)
+        self._head_classes = class_names(config.to_dict())
         self.outlier_detector = None if config.outlier_threshold is None else OutlierDetector()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any
+    ) -> "CxrClassifier | tuple[CxrClassifier, dict]":
+        """See transformers; the heads follow the classes that are asked for.
+
+        The saved classes in another order, by `id2label` or a configuration, keep what the heads
+        learned of each; others, but for another spelling, get fresh heads. A warning says so.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is None:
+            return loaded
+        stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if stored:
+            saved = cls.config_class.from_dict(stored)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model._adapt_heads(class_names(saved.to_dict()))
+        return loaded
+
+    @torch.no_grad()
+    def _adapt_heads(self, saved: list[str]) -> None:
+        """To the model's classes, from those that it was saved with."""
+        before, after = spelled_alike(saved), spelled_alike(self._head_classes)
+        if before == after:
+            return
+        if sorted(before) == sorted(after):
+            rows, what = [before.index(name) for name in after], "in another order"
+        else:
+            rows, what = None, "fresh, to be trained"
+        for head in self.heads:
+            if rows is None:
+                head.reset_parameters()
+                continue
+            for parameter in head.parameters():  # weight (K, D) and bias (K,)
+                parameter.copy_(parameter[rows])
+        logger.warning(
+            "Saved for %s, loaded for %s: the head is %s.",
+            ", ".join(saved),
+            ", ".join(self._head_classes),
+            what,
+        )
 
     @property
     def heads(self) -> tuple[nn.Linear, ...]:
@@ -276,13 +323,16 @@ class CxrClassifier(CxrPreTrainedModel):
         return decide(probabilities, config.thresholds, config.abstention, config.is_multi_label)
 
     def grad_cam(
-        self, pixel_values: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        target: int | str | Sequence[int] | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Where the network looked (Grad-CAM, Selvaraju et al. 2017).
 
         Args:
             pixel_values: float (B, C, H, W).
-            target: class index to explain, or one index an image; None for the predicted class.
+            target: class to explain, an index or a name, or one index an image; None for the
+                predicted class.
 
         Returns:
             float32 (B, H, W) in [0, 1], each scaled to its own extremes.
@@ -300,7 +350,7 @@ class CxrClassifier(CxrPreTrainedModel):
     def explain(
         self,
         pixel_values: torch.Tensor,
-        target: int | Sequence[int] | torch.Tensor | None = None,
+        target: int | str | Sequence[int] | torch.Tensor | None = None,
         method: str = "grad_cam",
     ) -> CxrClassifierOutput:
         """The answer of `forward` and heatmaps; Grad-CAM for little more than the answer's price.
@@ -385,11 +435,12 @@ class CxrClassifier(CxrPreTrainedModel):
             One answer an image.
 
         Raises:
-            ValueError: no such class or method.
+            ValueError: no images; no such class or method.
         """
-        config, names = self.config.to_dict(), class_names(self.config.to_dict())
-        if target is not None and target not in names:
-            raise ValueError(f"{target!r} is not a class of this model; choose {', '.join(names)}.")
+        if not len(images):
+            raise ValueError("there are no images; give one or more.")
+        config = self.config.to_dict()
+        index = None if target is None else self._class_index(target)
         if method is not None:
             check_method(method)
         pixels = np.stack([processor.resize(image.pixels) for image in images])
@@ -401,11 +452,10 @@ class CxrClassifier(CxrPreTrainedModel):
             outputs["outlier_score"] = scores
             known = [k for k in known if refusal(scores[k], threshold, images[k].drawn) is None]
         # The classifier is asked, and perhaps explained, about these alone.
-        outputs["logits"] = np.zeros((len(images), len(names)), np.float32)
+        outputs["logits"] = np.zeros((len(images), self.config.num_labels), np.float32)
         if method is not None:
             outputs["heatmaps"] = np.zeros((len(images), *pixels.shape[1:]), np.float32)
         if len(known):
-            index = None if target is None else names.index(target)
             inputs = pixel_values[list(known)]
             output = self(inputs) if method is None else self.explain(inputs, index, method)
             if method is not None and output.heatmaps is None:
@@ -441,12 +491,23 @@ class CxrClassifier(CxrPreTrainedModel):
                 f"(batch, {self.config.num_labels})."
             )
 
+    def _class_index(self, name: str) -> int:
+        names = class_names(self.config.to_dict())
+        if name not in names:
+            raise ValueError(f"{name!r} is not a class of this model; choose {', '.join(names)}.")
+        return names.index(name)
+
     def _check_target(
-        self, target: int | Sequence[int] | torch.Tensor | None, logits: torch.Tensor
+        self, target: int | str | Sequence[int] | torch.Tensor | None, logits: torch.Tensor
     ) -> torch.Tensor:
         if target is None:
             return logits.argmax(1)
+        if isinstance(target, str):
+            target = self._class_index(target)
         targets = torch.as_tensor(target, device=logits.device)
+        if targets.is_floating_point():
+            raise ValueError(f"target is {target}; it takes class indices, whole numbers.")
+        targets = targets.long()
         if targets.ndim == 0:
             targets = targets.expand(len(logits))
         if targets.shape != (len(logits),):
@@ -460,9 +521,19 @@ class CxrClassifier(CxrPreTrainedModel):
 
         Raises:
             ValueError: a folder that could not be loaded: the configuration has a value that does
-                not fit, or other classes than the network; nothing is then written.
+                not fit, or other classes than the network, or the same in another order; nothing
+                is then written.
         """
+        self.config.follow_classes()
         self.config.check()
+        names = class_names(self.config.to_dict())
+        before, after = spelled_alike(self._head_classes), spelled_alike(names)
+        if before != after and sorted(before) == sorted(after):
+            raise ValueError(
+                f"the configuration has the classes {', '.join(names)}, the network "
+                f"{', '.join(self._head_classes)}; load the model with "
+                "from_pretrained(..., id2label=...) to change their order."
+            )
         outputs, count = {head.out_features for head in self.heads}, self.config.num_labels
         if outputs != {count}:
             raise ValueError(
