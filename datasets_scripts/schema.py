@@ -98,16 +98,19 @@ def make_features(
     return Features({"image": Image(), **labels, **ids, **more})
 
 
-def build(rows: list[dict], splits: list[str], features: Features) -> DatasetDict:
-    """Rows, each with every column of `features`, put into the split named beside each."""
-    parts = {name: [row for row, split in zip(rows, splits) if split == name] for name in SPLITS}
+def build(columns: dict[str, list], splits: list[str], features: Features) -> DatasetDict:
+    """The columns of `features`, each row put into its split."""
     return DatasetDict(
         {
             name: make_table(
-                {column: [row[column] for row in part] for column in features}, features
+                {
+                    column: [cell for cell, split in zip(columns[column], splits) if split == name]
+                    for column in features
+                },
+                features,
             )
-            for name, part in parts.items()
-            if part
+            for name in SPLITS
+            if name in splits
         }
     )
 
@@ -222,38 +225,32 @@ def assemble(
     )
 
     optional = [column for column in records[0] if column not in RECORD]
+    columns = {
+        "image_id": ids,
+        "patient_id": patients,
+        **{name: [record[name] for record in records] for name in ("source", *optional)},
+    }
+    if multi_label:
+        columns["labels"] = indices
+    else:
+        columns["label"] = [row[0] if row else UNLABELLED for row in indices]
     if any(unknown):
         optional = ["unknown", *optional]
-        records = [
-            {**record, "unknown": [index[label] for label in row]}
-            for record, row in zip(records, unknown)
-        ]
+        columns["unknown"] = [[index[label] for label in row] for row in unknown]
     if "objects" in optional:
-        records = [
-            {**record, "objects": _objects(record["objects"], row, index)}
-            for record, row in zip(records, boxed)
-        ]
+        found = zip(columns["objects"], boxed)
+        columns["objects"] = [_objects(objects, row, index) for objects, row in found]
     features = make_features(known, multi_label, optional)
-    rows = [
-        {
-            "image": record.get("image"),
-            **({"labels": list(row)} if multi_label else {"label": row[0] if row else UNLABELLED}),
-            "image_id": image_id,
-            "patient_id": patient,
-            "source": record["source"],
-            **{column: record[column] for column in optional},
-        }
-        for record, row, image_id, patient in zip(records, indices, ids, patients)
-    ]
     if stored is None:
-        return build(rows, splits, features)
+        columns["image"] = [record["image"] for record in records]
+        return build(columns, splits, features)
     del features["image"]
-    table = make_table({column: [row[column] for row in rows] for column in features}, features)
+    table = make_table(columns, features)
     table = concatenate_datasets([stored.cast_column("image", Image()), table], axis=1)
     others = [column for column in stored.features if column != "image"]
     table = table.select_columns(["image", *features, *others])
-    found = {name: [row for row, split in enumerate(splits) if split == name] for name in SPLITS}
-    return DatasetDict({name: table.select(chosen) for name, chosen in found.items() if chosen})
+    places = {name: [row for row, split in enumerate(splits) if split == name] for name in SPLITS}
+    return DatasetDict({name: table.select(rows) for name, rows in places.items() if rows})
 
 
 def _class_names(
