@@ -380,7 +380,7 @@ def load(
             "label": known[name][0],
             "unknown": known[name][1],
             "name": name,
-            "path": files[name].relative_to(root).as_posix(),
+            "path": files[name].as_posix().removeprefix(f"{root.as_posix()}/"),
             "split": splits[name],
             "patient_id": row[PATIENT],
             "source": SOURCE.name,

@@ -16,7 +16,7 @@ MASK_ENDING = re.compile(r"[\W_]+((?:lungs?[\W_]*)?masks?)$", re.IGNORECASE)
 IMAGES = re.compile(r"images?|imgs?", re.IGNORECASE)
 
 
-def is_visible(path: PurePath) -> bool:
+def is_visible(path: PurePath | os.DirEntry) -> bool:
     """Whether a file or folder is the user's own.
 
     Hidden ones are not, nor what a system or program keeps beside, as __MACOSX, @eaDir,
@@ -52,12 +52,12 @@ def _children(folder: Path) -> list[tuple[Path, bool]]:
     file.
     """
     with os.scandir(folder) as entries:
-        found = sorted((Path(entry), entry.is_dir(), entry.is_symlink()) for entry in entries)
+        visible = sorted(filter(is_visible, entries), key=lambda entry: entry.name)
+    found = [(Path(entry), entry.is_dir(), entry.is_symlink()) for entry in visible]
     return [
         (child, is_folder)
         for child, is_folder, is_link in found
-        if is_visible(child)
-        and not (is_link and child.resolve() in map(Path.resolve, child.parents))
+        if not is_link or child.resolve() not in map(Path.resolve, child.parents)
     ]
 
 
@@ -84,11 +84,14 @@ def find_listed(
         ValueError: two files are one image of the table.
     """
     found: dict[str, Path] = {}
+    masks: dict[Path, bool] = {}  # whether a folder says that its images are masks
     for file in walk(root):
         if file.suffix.casefold() not in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES):
             continue
-        name = key(file)
-        if name not in keys or any(map(MASK.fullmatch, file.relative_to(root).parts[:-1])):
+        name, folder = key(file), file.parent
+        if folder not in masks:
+            masks[folder] = any(map(MASK.fullmatch, folder.relative_to(root).parts))
+        if name not in keys or masks[folder]:
             continue
         if name in found:
             raise ValueError(

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import yaml
 
@@ -65,6 +66,7 @@ def text_of(value: object) -> str:
     return whole[1] if whole else text
 
 
+@lru_cache(maxsize=4096)
 def label_key(name: str) -> str:
     """What two spellings of one class share: case, and blank, - or _ between words, count not."""
     plain = unicodedata.normalize("NFKC", name).casefold()
@@ -127,7 +129,11 @@ def clean_order(order: Sequence[str], label_map: dict | str | None) -> list[str]
 
 
 def clean_labels(
-    cells: list[object], order: Sequence[str], label_map: dict | str | None, name: str
+    cells: list[object],
+    order: Sequence[str],
+    label_map: dict | str | None,
+    name: str,
+    own: Sequence[str] = (),
 ) -> list[list[str]]:
     """The class names of each image, every class in one spelling.
 
@@ -136,17 +142,18 @@ def clean_labels(
         order: names whose spelling is kept; otherwise the commonest of a class counts.
         label_map: see `parse_map`; what it does not name stays.
         name: of the set, for messages.
+        own: labels that the set may have, whether an image has them or not.
 
     Raises:
         ValueError: the map names no label that is there, or a name looks like several in one.
     """
     renamed = parse_map(label_map)
     labels = [read_labels(cell) for cell in cells]
-    keys = {label_key(label) for row in labels for label in row or [""]}
-    if renamed and not renamed.keys() & keys:
+    there = {label for row in labels for label in row or [""]} | set(own)
+    if renamed and not renamed.keys() & set(map(label_key, there)):
         raise ValueError(
             f"label_map names {', '.join(map(repr, renamed))}, but {name} has the labels "
-            f"{', '.join(sorted({label for row in labels for label in row}))}."
+            f"{', '.join(sorted(there - {''}))}."
         )
     if "" in renamed:
         labels = [row or [""] for row in labels]

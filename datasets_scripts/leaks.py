@@ -24,7 +24,7 @@ def check_leaks(dataset: DatasetDict) -> None:
     patients, images = defaultdict(set), defaultdict(set)
     for split, part in dataset.items():
         for patient, image_id, content in zip(
-            part["patient_id"], part["image_id"], content_hashes(part)
+            part["patient_id"][:], part["image_id"][:], content_hashes(part)
         ):
             patients[patient].add(split)
             images[content].add((split, image_id))
@@ -53,7 +53,7 @@ def regroup(dataset: DatasetDict, seed: int = 0) -> DatasetDict:
     The shares stay where all three splits are given; else they are 70, 10 and 20 %.
     """
     pooled = concatenate_datasets(list(dataset.values()))
-    groups = group_ids(pooled["patient_id"], content_hashes(pooled))
+    groups = group_ids(pooled["patient_id"][:], content_hashes(pooled))
     shares = DEFAULT_SHARES
     if set(dataset) == set(DEFAULT_SHARES):
         shares = {name: len(part) for name, part in dataset.items()}
@@ -70,7 +70,7 @@ def describe(dataset: DatasetDict) -> str:
     names = class_names(next(iter(dataset.values())))
     columns = {}
     for split, part in dataset.items():
-        patients = list(part["patient_id"])
+        patients = part["patient_id"][:]
         columns[split] = content_hashes(part), patients, label_sets(part), unknown_sets(part)
     columns["total"] = tuple(sum(parts, []) for parts in zip(*columns.values()))
     table = [["split", "files", "unique", "patients", *names]]

@@ -15,6 +15,7 @@ from datasets_scripts.schema import (
     content_hashes,
     label_sets,
     make_features,
+    make_table,
     unknown_sets,
 )
 
@@ -57,7 +58,8 @@ def merge(
     _check_people(sets, names, people)
     ids = Counter(
         chain.from_iterable(
-            {image for part in dataset.values() for image in part["image_id"]} for dataset in sets
+            {image for part in dataset.values() for image in part["image_id"][:]}
+            for dataset in sets
         )
     )
     taken = {image for image, count in ids.items() if count > 1}
@@ -79,11 +81,11 @@ def _check_people(
     """Refuses a set without patients beside another one of the same people."""
     groups = []
     for dataset in sets:
-        sources = {source for part in dataset.values() for source in part["source"]}
+        sources = {source for part in dataset.values() for source in part["source"][:]}
         groups.append({people(source) for source in sources} - {None})
     for dataset, name, group in zip(sets, names, groups):
         shared = [other for other, its in zip(names, groups) if other != name and its & group]
-        alone = all(list(part["patient_id"]) == list(part["image_id"]) for part in dataset.values())
+        alone = all(part["patient_id"][:] == part["image_id"][:] for part in dataset.values())
         if shared and alone:
             raise ValueError(
                 f"{name} and {shared[0]} hold images of the same people, but {name} does not say "
@@ -114,28 +116,26 @@ def _convert(
     if single_label:  # an image without its one label says nothing
         everything = list(range(len(classes)))
         unknown = [row if given else everything for row, given in zip(unknown, label_sets(part))]
-    sources = list(part["source"])
+    sources = part["source"][:]
     groups = {source: people(source) or f"{number}-{source}" for source in set(sources)}
     columns = {
         "labels": labels,
         "image_id": [
             f"{source}/{image}" if image in taken else image
-            for source, image in zip(sources, part["image_id"])
+            for source, image in zip(sources, part["image_id"][:])
         ],
         "patient_id": [
-            f"{groups[source]}/{patient}" for source, patient in zip(sources, part["patient_id"])
+            f"{groups[source]}/{patient}" for source, patient in zip(sources, part["patient_id"][:])
         ],
         "unknown": unknown,
     }
     if "objects" in part.features:
-        columns["objects"] = [_objects(row, places) for row in part["objects"]]
+        columns["objects"] = [_objects(row, places) for row in part["objects"][:]]
     for column in features:
         if column not in (*columns, *part.features):
             columns[column] = [None] * len(part)
     kept = [column for column in part.features if column in features and column not in columns]
-    table = Dataset.from_dict(
-        columns, features=Features({name: features[name] for name in columns})
-    )
+    table = make_table(columns, Features({name: features[name] for name in columns}))
     stored = part.select_columns(kept)
     return concatenate_datasets([stored, table], axis=1).select_columns(list(features))
 
@@ -159,5 +159,5 @@ def _warn_of_conflicts(dataset: DatasetDict, name: str) -> None:
         hashes += content_hashes(part)
         labels += [[classes[index] for index in row] for row in label_sets(part)]
         unknown += [[classes[index] for index in row] for row in unknown_sets(part)]
-        images += list(part["image_id"])
+        images += part["image_id"][:]
     check_conflicts(hashes, labels, images, name, unknown=unknown)

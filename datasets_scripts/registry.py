@@ -218,7 +218,7 @@ def find_source(name: str) -> Source | None:
 
 def known_sources(dataset: DatasetDict) -> tuple[list[Source], list[str]]:
     """The sources of a set's images that something is known of, and the names of the others."""
-    names = dict.fromkeys(name for part in dataset.values() for name in part["source"])
+    names = dict.fromkeys(name for part in dataset.values() for name in part["source"][:])
     found = {name: find_source(name) for name in names}
     known = [source for source in found.values() if source and source.population]
     return list(dict.fromkeys(known)), [name for name in found if found[name] not in known]

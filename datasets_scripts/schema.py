@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 from datasets import (
     ClassLabel,
     Dataset,
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "unlabelled")
 UNLABELLED = -1  # the label of an image that has none
+IMAGES_AT_ONCE = 100  # held in memory
 MAX_CONFLICTS = 0.01  # share of the images
 NAMED = 5  # images or classes named in a message
 REQUIRED = ("image", "label", "labels", "unknown", "image_id", "patient_id", "source")
@@ -101,13 +103,24 @@ def build(rows: list[dict], splits: list[str], features: Features) -> DatasetDic
     parts = {name: [row for row, split in zip(rows, splits) if split == name] for name in SPLITS}
     return DatasetDict(
         {
-            name: Dataset.from_dict(
-                {column: [row[column] for row in part] for column in features}, features=features
+            name: make_table(
+                {column: [row[column] for row in part] for column in features}, features
             )
             for name, part in parts.items()
             if part
         }
     )
+
+
+def make_table(columns: dict[str, list], features: Features) -> Dataset:
+    """A table of columns; an image is a path, a dict of path and bytes, or None."""
+    for column, kind in features.items():
+        if isinstance(kind, Image):
+            cells = columns[column]
+            paths = [{"path": cell} if isinstance(cell, str) else cell for cell in cells]
+            columns = {**columns, column: paths}
+    # not from_dict, which looks at each cell in Python
+    return Dataset(pa.Table.from_pydict(columns, schema=features.arrow_schema))
 
 
 def assemble(
@@ -165,8 +178,9 @@ def assemble(
         ValueError: an image has no label, options do not fit the data, too many identical images
             have two labels, or there are too few patients to split.
     """
-    order, ordered = clean_order(order, label_map), split_option(classes)
-    labels, unknown, boxed = _class_names(records, ordered or order, label_map, multi_label, name)
+    own, order, ordered = order, clean_order(order, label_map), split_option(classes)
+    spelling = ordered or order
+    labels, unknown, boxed = _class_names(records, spelling, own, label_map, multi_label, name)
     for record, row in zip(records, labels):
         if not row and not multi_label and record["split"] != "unlabelled":
             raise ValueError(f"{name} gives {record['path']!r} no label: give each image one.")
@@ -234,9 +248,7 @@ def assemble(
     if stored is None:
         return build(rows, splits, features)
     del features["image"]
-    table = Dataset.from_dict(
-        {column: [row[column] for row in rows] for column in features}, features=features
-    )
+    table = make_table({column: [row[column] for row in rows] for column in features}, features)
     table = concatenate_datasets([stored.cast_column("image", Image()), table], axis=1)
     others = [column for column in stored.features if column != "image"]
     table = table.select_columns(["image", *features, *others])
@@ -247,6 +259,7 @@ def assemble(
 def _class_names(
     records: list[dict],
     order: Sequence[str],
+    own: Sequence[str],
     label_map: dict | str | None,
     multi_label: bool,
     name: str,
@@ -262,7 +275,7 @@ def _class_names(
     cells = [record["label"] for record in records]
     cells += [records[row]["unknown"] for row in doubtful]
     cells += [[category] for categories in boxes for category in categories]
-    cleaned = iter(clean_labels(cells, order, label_map, name))
+    cleaned = iter(clean_labels(cells, order, label_map, name, own))
     labels = [next(cleaned) for _ in records]
     unknown: list[list[str]] = [[] for _ in records]
     for row in doubtful:
@@ -383,22 +396,23 @@ def label_sets(dataset: Dataset) -> list[tuple[int, ...]]:
     one.
     """
     if "labels" in dataset.features:
-        return [tuple(labels) for labels in dataset["labels"]]
-    return [() if label == UNLABELLED else (label,) for label in dataset["label"]]
+        return [tuple(labels) for labels in dataset["labels"][:]]
+    return [() if label == UNLABELLED else (label,) for label in dataset["label"][:]]
 
 
 def unknown_sets(dataset: Dataset) -> list[tuple[int, ...]]:
     """The indices of the classes that are not annotated for each image."""
     if "unknown" in dataset.features:
-        return [tuple(unknown) for unknown in dataset["unknown"]]
+        return [tuple(unknown) for unknown in dataset["unknown"][:]]
     return [()] * len(dataset)
 
 
-def encoded_images(dataset: Dataset) -> Iterator[bytes | str]:
+def encoded_images(dataset: Dataset, column: str = "image") -> Iterator[bytes | str]:
     """Each image as it is stored: its file's bytes where they are embedded, else its path."""
-    stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
-    for row in stored:
-        yield row["image"]["path"] if row["image"]["bytes"] is None else row["image"]["bytes"]
+    stored = dataset.select_columns([column]).with_format("arrow")
+    for table in stored.iter(IMAGES_AT_ONCE):
+        for image in table[column].to_pylist():
+            yield image["path"] if image["bytes"] is None else image["bytes"]
 
 
 def content_hashes(dataset: Dataset) -> list[str]:

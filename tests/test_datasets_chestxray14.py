@@ -195,6 +195,17 @@ def test_ages_that_are_none_are_left_empty(tmp_path, caplog):
     )
 
 
+def test_findings_are_left_out_whether_an_image_has_them_or_not(tmp_path):
+    root, _ = write_nih(tmp_path)
+    one = load_cxr_dataset(str(root), label_map={"hernia": None})
+    assert class_names(one["test"]) == list(FINDINGS[:-1])
+    others = {finding: None for finding in FINDINGS if finding != "Mass"}
+    only = load_cxr_dataset(str(root), label_map=others)
+    assert class_names(only["test"]) == ["Mass"]
+    seeds = [int(name[:8]) * 10 + int(name[9:12]) for name in only["test"]["image_id"]]
+    assert label_sets(only["test"]) == [(0,) if seed % 4 == 3 else () for seed in seeds]
+
+
 def replaced(path, old, new):
     text = path.read_text()
     assert old in text

@@ -130,3 +130,16 @@ def test_unknown_findings_are_left_out_of_the_mean(options):
 def test_a_wrong_setting_is_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         CxrBaselineConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (torch.tensor([0, 2, 1]), "a label is 2; the classes are 0 to 1."),
+        (torch.tensor([0.0, 1.0, 1.0]), "labels is torch.float32; single_label_classification"),
+        (torch.tensor([[0], [1], [1]]), r"labels has shape \(3, 1\)"),
+    ],
+)
+def test_labels_that_are_no_classes_are_one_sentence(labels, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        classification_loss(LOGITS, labels, CxrBaselineConfig())

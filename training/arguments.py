@@ -158,7 +158,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     add("--model", default="densenet121", help="baseline, densenet121, a timm name, a folder or id")
     add("--model_options", help="the configuration's own, as block_config=[2,2]", **PAIRS)
     add("--image_size", type=int, help="pixels a side; 224 if the model does not say")
-    geometries = "pad keeps all, squash stretches, crop keeps the centre; pad if no model says"
+    geometries = (
+        "pad keeps all, squash stretches, crop keeps the centre, inner_crop 7/8 of that; pad if no "
+        "model says"
+    )
     add("--geometry", choices=GEOMETRIES, help=geometries)
     add("--no_corrections", action="store_true", help="leave negatives and frames as they are")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")

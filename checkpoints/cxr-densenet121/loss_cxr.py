@@ -23,10 +23,9 @@ def classification_loss(
         A scalar. Class weights average as torch's cross-entropy does: over the weights' sum.
 
     Raises:
-        ValueError: labels of another shape.
+        ValueError: labels of another shape or kind, or beyond the classes.
     """
-    multi_label = config.problem_type == "multi_label_classification"
-    expected = tuple(logits.shape) if multi_label else (logits.shape[0],)
+    expected = tuple(logits.shape) if config.is_multi_label else (logits.shape[0],)
     if tuple(labels.shape) != expected:
         raise ValueError(
             f"labels has shape {tuple(labels.shape)}; {config.problem_type} takes {expected}."
@@ -34,10 +33,19 @@ def classification_loss(
     weights = None
     if config.class_weights is not None:
         weights = logits.new_tensor(config.class_weights)
-    known = ~labels.isnan() if multi_label else labels >= 0
+    if config.is_multi_label:
+        known = ~labels.isnan()
+    elif labels.is_floating_point():
+        raise ValueError(f"labels is {labels.dtype}; {config.problem_type} takes class indices.")
+    elif len(labels) and labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"a label is {labels.max().item()}; the classes are 0 to {logits.shape[1] - 1}."
+        )
+    else:
+        known = labels >= 0
     if not known.any():
         return logits.sum() * 0
-    if multi_label:
+    if config.is_multi_label:
         if not known.all():
             logits, labels = logits[known], labels[known]
             weights = None if weights is None else weights.expand(known.shape)[known]

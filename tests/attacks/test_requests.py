@@ -346,3 +346,27 @@ def test_another_name_of_this_machine_is_refused(served):
         assert httpx.get(served.url, headers={"Host": host}).status_code in (400, 421)
     for host in ("localhost", "127.0.0.1:1234", "[::1]:7860", "192.168.0.2"):
         assert httpx.get(served.url, headers={"Host": host}).status_code == 200
+
+
+CLIENTS = """
+import doors
+
+def client(peer, *headers):
+    return doors.client_of({"type": "http", "client": (peer, 1), "headers": headers})
+
+def forwarded(text):
+    return b"x-forwarded-for", text.encode()
+
+print(client("9.9.9.9"))
+print(client("10.0.0.1", forwarded("1.1.1.1, 8.8.8.8, 10.0.0.2")))
+print(client("9.9.9.9", forwarded("1.1.1.1")))
+print(client("2606:4700:4700:1:2::3"))
+print(client("9.9.9.9", (b"x-cxr-asker", b"1.1.1.1")))
+"""
+
+
+@pytest.mark.parametrize(("space", "second"), [({}, "10.0.0.1"), ({"SPACE_ID": "a/b"}, "8.8.8.8")])
+def test_nobody_passes_for_another_client(run_python, space, second):
+    run = run_python(["-c", CLIENTS], cwd=SPACE, env={**LIBRARIES, **space}, isolated=True)
+    network = "2606:4700:4700:1::/64"
+    assert run.stdout.split() == ["9.9.9.9", second, "9.9.9.9", network, "9.9.9.9"], run.stderr

@@ -46,8 +46,12 @@ def unnoticed(served, question, most_memory=MOST_MEMORY):
                 waits.append(time.monotonic() - began)
                 ended.wait(0.05)
 
+    usual = 0  # a wait without the attack: long where other programs keep the cores busy
     with connect(served, VISITOR) as http:
-        assert space_load.ask(http, question) == "right"
+        for _ in range(5):
+            began = time.monotonic()
+            assert space_load.ask(http, question) == "right"
+            usual = max(usual, time.monotonic() - began)
     before = measure()
     threads = [threading.Thread(target=one) for one in (weigh, visit)]
     for thread in threads:
@@ -61,9 +65,11 @@ def unnoticed(served, question, most_memory=MOST_MEMORY):
         for thread in threads:
             thread.join()
     grown = max(memory, default=before) - before
-    print(f"took {took:.1f} s, {grown:.0f} MB; others waited {max(waits):.2f} s")
+    print(
+        f"took {took:.1f} s, {grown:.0f} MB; others waited {max(waits):.2f} s, else {usual:.2f} s"
+    )
     assert answers == {"right"}
-    assert max(waits) < MOST_WAIT
+    assert max(waits) < max(MOST_WAIT, 20 * usual)
     assert took < MOST_TIME
     assert grown < most_memory
 
