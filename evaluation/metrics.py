@@ -1,8 +1,8 @@
 """Metrics with patient-clustered bootstrap intervals, from a predictions file's content alone.
 
 Each statistic is written once, for image weights of shape (R, N): a row of ones gives its value,
-the rows of `resample_weights` its bootstrap distribution, without a loop over resamples. A class
-counts over the images for which it is known.
+the rows of `resample_weights` its bootstrap distribution. A class counts over the images for which
+it is known.
 """
 
 from collections.abc import Sequence
