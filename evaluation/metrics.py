@@ -129,6 +129,7 @@ def bootstrap_statistics(
         of(rows)
         for weights in resample_weights(predictions.patient_id, num_resamples, seed)
         for rows in np.array_split(weights, num_classes)
+        if len(rows)
     ]
     values = of(np.ones((1, num_images)))
     resampled = {

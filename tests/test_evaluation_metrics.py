@@ -212,6 +212,12 @@ def test_a_set_of_one_class_has_no_mean():
     }
 
 
+def test_fewer_resamples_than_classes_are_drawn_too():
+    logits = np.random.default_rng(0).normal(size=(60, 5))
+    report = compute_metrics(make(np.arange(60) % 5, logits), num_resamples=3)
+    assert report["num_resamples"] == 3 and report["auroc"]["value"] is not None
+
+
 def test_a_negative_number_of_resamples_is_an_error():
     with pytest.raises(ValueError, match="num_resamples is -1"):
         compute_metrics(binary(20), num_resamples=-1)

@@ -62,7 +62,7 @@ SAMPLES = 400  # pixels looked at on a line, lines
 # Less of full scale from the first to the last hundredth of the pixels, or fewer pixels between
 # black and white, are no picture; of 1,670 X-rays, the least were 0.25 and 0.5.
 LEAST_CONTRAST, LEAST_BETWEEN = 0.2, 0.03
-USUAL_BETWEEN = 0.5
+USUAL_BETWEEN = 0.5  # a table or window that leaves fewer is doubted
 MAX_TRIED = 8  # tables, windows
 STRETCHED = "Without a usable window, the greys span the file's darkest to brightest."
 DAYS = {"D": 1, "W": 7, "M": 365.25 / 12, "Y": 365.25, "": 365.25}  # RSNA's files have no unit
