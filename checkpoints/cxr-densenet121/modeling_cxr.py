@@ -177,6 +177,7 @@ class CxrClassifier(CxrPreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is None:
             return loaded
+        kwargs.pop("trust_remote_code", None)  # is warned of where it is not for an Auto class
         stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **kwargs)
         if stored:
             saved = cls.config_class.from_dict(stored)
