@@ -27,6 +27,7 @@ from modeling import CxrImageProcessor, load_model
 from modeling.heatmap_cxr import CAM_METHODS
 from modeling.image_cxr import CxrImage
 from modeling.modeling_cxr import CxrClassifier
+from modeling.sandbox_cxr import Sandbox
 from prediction.files import check_paths, find_files
 from prediction.table import STATUSES, Prediction, reopen, to_row, to_text
 from prediction.version import model_version
@@ -54,6 +55,7 @@ def predict(
     method: str | None = None,
     target: str | None = None,
     heatmaps: str | os.PathLike | None = None,
+    ten_crop: bool = False,
     batch_size: int = 16,
     done: Container[str] = (),
     leave_out: Iterable[str | os.PathLike] = (),
@@ -72,6 +74,7 @@ def predict(
         target: the class that they explain; None for the most probable one.
         heatmaps: folder to draw them in, one PNG a file, over the X-ray at its own size; colour is
             the heatmap times the probability of the class it explains. Needs `method`.
+        ten_crop: see `CxrClassifier.assess`; goes without `method`.
         batch_size: files a forward pass.
         done: files that need no answer. A batch with one that does is run as a whole, so that an
             answer does not depend, in its last digits, on where an earlier run stopped.
@@ -82,7 +85,8 @@ def predict(
         becomes that file's error.
 
     Raises:
-        ValueError: no such method or class, or `heatmaps` without `method`.
+        ValueError: no such method or class, `heatmaps` without `method`, or `method` with
+            `ten_crop`.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
@@ -92,27 +96,29 @@ def predict(
     def answer(files: list[str], readings: list[Future]) -> Iterable[Prediction]:
         results = [reading.result() for reading in readings]
         images = [image for image in results if isinstance(image, CxrImage)]
-        answers = iter(model.assess(images, processor, target, method) if images else ())
+        answers = iter(model.assess(images, processor, target, method, ten_crop) if images else ())
         predictions = [
             Prediction(file, next(answers)) if isinstance(image, CxrImage) else image
             for file, image in zip(files, results)
         ]
         predictions = [prediction for prediction in predictions if prediction.file not in done]
         if heatmaps is not None:
-            return pool.map(lambda one: _draw(one, processor, heatmaps), predictions)
+            return pool.map(lambda one: _draw(one, processor, sandbox, heatmaps), predictions)
         return predictions
 
     if heatmaps is not None:
         os.makedirs(heatmaps, exist_ok=True)
         leave_out = [*leave_out, heatmaps]
     found = find_files(paths, leave_out)
+    reader = processor.frame() if ten_crop else processor
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count()))
+    sandbox = processor.sandbox()
     try:
         ahead = deque()
         while files := list(islice(found, batch_size)):
             if all(file in done for file in files):
                 continue
-            ahead.append((files, [pool.submit(_read, file, processor) for file in files]))
+            ahead.append((files, [pool.submit(_read, file, reader, sandbox) for file in files]))
             if len(ahead) > 2:
                 yield from answer(*ahead.popleft())
         for batch in ahead:
@@ -121,20 +127,23 @@ def predict(
         pool.shutdown(cancel_futures=True)
 
 
-def _read(file: str, processor: CxrImageProcessor) -> CxrImage | Prediction:
+def _read(file: str, processor: CxrImageProcessor, sandbox: Sandbox) -> CxrImage | Prediction:
     """The image at the network's size; a Prediction with the error where there is none."""
     try:
         if os.path.isdir(file):
             os.listdir(file)  # raises what kept `find_files` from it
             raise ValueError("a link to a folder is not followed; name the folder itself.")
-        image = processor.open(file)
+        image = sandbox.open(file)
         return image._replace(pixels=processor.resize(image.pixels))
     except Exception as error:  # whatever it is, thousands of other files wait
         return Prediction(file, error=_reason(error, file))
 
 
 def _draw(
-    prediction: Prediction, processor: CxrImageProcessor, folder: str | os.PathLike
+    prediction: Prediction,
+    processor: CxrImageProcessor,
+    sandbox: Sandbox,
+    folder: str | os.PathLike,
 ) -> Prediction:
     """The prediction with its heatmap drawn."""
     file, answer = prediction.file, prediction.answer
@@ -142,7 +151,7 @@ def _draw(
         return prediction
     try:
         # Read again rather than kept: a batch of X-rays at full size may take gigabytes.
-        pixels = processor.open(file).pixels
+        pixels = sandbox.open(file).pixels
         overlay = Image.fromarray(processor.overlay(pixels, answer.heat(processor, *pixels.shape)))
     except Exception as error:
         return prediction._replace(error=f"no heatmap: {_reason(error, file)}")
@@ -199,6 +208,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--heatmaps", metavar="DIR", help="draw a PNG a file, at the X-ray's own size")
     add("--method", choices=CAM_METHODS, help="of the heatmaps (default: grad_cam)")
     add("--target", metavar="CLASS", help="explain this class (default: the most probable one)")
+    add("--ten_crop", action="store_true", help="mean probability over ten crops; no heatmaps")
     add("--batch_size", type=int, default=16, help="files a forward pass (default: 16)")
     args = parser.parse_args(argv)
     args.output = Path(args.output)
@@ -207,6 +217,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--output {args.output} ends in neither .csv nor .jsonl; give --format.")
     if args.heatmaps is None and (args.method or args.target):
         parser.error("--method and --target are for --heatmaps DIR.")
+    if args.ten_crop and args.heatmaps is not None:
+        parser.error("--ten_crop has no heatmaps; leave out --heatmaps.")
     if args.heatmaps is not None:
         args.method = args.method or "grad_cam"
     if args.batch_size < 1:
@@ -235,6 +247,8 @@ def main(argv: list[str]) -> int:
     constants = {"model": model_version(args.model)}
     if args.heatmaps is not None:
         constants |= {"method": args.method, "target": args.target or "predicted class"}
+    if args.ten_crop:
+        constants |= {"views": "ten crops"}
     columns = list(to_row(Prediction(""), names, constants))
     ours = [path for path in (args.output, args.heatmaps) if path is not None]
     if not args.output.exists() and next(find_files(args.paths, ours), None) is None:
@@ -256,6 +270,7 @@ def main(argv: list[str]) -> int:
             method=args.method,
             target=args.target,
             heatmaps=args.heatmaps,
+            ten_crop=args.ten_crop,
             batch_size=args.batch_size,
             done=done,
             leave_out=ours,

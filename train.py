@@ -29,6 +29,7 @@ from datasets_scripts import (
     label_sets,
     load_cxr_dataset,
     regroup,
+    unknown_sets,
 )
 from evaluation.calibration import fit_operation
 from evaluation.metrics import compute_metrics, format_metric
@@ -37,7 +38,7 @@ from modeling import CxrImageProcessor, create_model, load_model
 from modeling.loss_cxr import classification_loss
 from modeling.modeling_cxr import CxrClassifier
 from modeling.pretrained import first_line
-from training.arguments import FINAL, parse_args, recipe
+from training.arguments import FINAL, dataset_name, parse_args, recipe
 from training.augmentation import augment
 from training.averaging import snapshot, weight_average
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
@@ -73,7 +74,7 @@ def load_data(args: argparse.Namespace) -> DatasetDict:
     for name in ("train", "validation", *(["test"] if not args.skip_test else [])):
         if name not in dataset or len(dataset[name]) < 2:
             raise ValueError(
-                f"{args.dataset} has no {name} split of two or more images; "
+                f"{dataset_name(args)} has no {name} split of two or more images; "
                 "add some, or let --regroup split all images by patient."
             )
     if unlabelled is not None:
@@ -140,6 +141,8 @@ def build_model(
 def balanced_weights(train: Dataset, names: list[str]) -> list[float]:
     """A weight a class: n / (classes * n_class) of labelled images; multi-label: absent / present.
 
+    Images for which a finding is unknown count for neither.
+
     Raises:
         ValueError: a class without a training image.
     """
@@ -149,7 +152,8 @@ def balanced_weights(train: Dataset, names: list[str]) -> list[float]:
         absent = names[counts.index(0)]
         raise ValueError(f"class {absent} has no training image; leave out --class_weights.")
     if "labels" in train.features:
-        return [(len(train) - count) / count for count in counts]
+        unknown = [k for row in unknown_sets(train) for k in row]
+        return [(len(train) - unknown.count(k) - n) / n for k, n in enumerate(counts)]
     return [sum(counts) / (len(counts) * count) for count in counts]
 
 
@@ -206,9 +210,8 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             splits |= decode_splits(
                 altered, processor, args.cache_dir, args.max_unreadable, args.operation_variant
             )
-    told = recipe(args)
     noticed = {name: split.warnings for name, split in splits.items()}
-    summary = summarize(dataset, told["dataset_path"] or told["dataset"], noticed)
+    summary = summarize(dataset, dataset_name(args), noticed)
     # Before any training: ids that clash, a validation split without an AUROC to choose by, images
     # that no operation can be fitted on.
     for name, split in splits.items():
@@ -256,7 +259,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
     # State of the loop, saved with every checkpoint
     progress = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "seconds": 0.0, "history": []}
     progress |= {"best_epoch": 0, "best_score": [-math.inf, -math.inf]}
-    progress["recipe"] = {**told, "num_processes": accelerator.num_processes}
+    progress["recipe"] = {**recipe(args), "num_processes": accelerator.num_processes}
     progress["data"] = {name: split_digest(split) for name, split in dataset.items()}
     progress["versions"] = versions(LIBRARIES)
     best = {}

@@ -2,6 +2,7 @@
 
     python validate.py --model runs/densenet121 runs/baseline --dataset phantom --output_dir report
     python validate.py --rescore report/predictions.csv --output_dir again
+    python validate.py --rescore scores.csv.gz --labels Data_Entry_2017.csv --output_dir peers
 
 It runs under `accelerate launch` too; every process takes its share of the images.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from datasets_scripts import PERTURBATIONS, content_hashes, load_cxr_dataset, sources
+from datasets_scripts import PERTURBATIONS, content_hashes, load_cxr_dataset
 from evaluation.calibration import apply_operation
 from evaluation.metrics import format_metric
 from evaluation.predictions import (
@@ -27,10 +28,12 @@ from evaluation.predictions import (
 )
 from evaluation.saliency import write_saliency
 from evaluation.validation import bare_context, describe_predictions, score_report
-from training.arguments import check_ranges, option, recipe
+from training.arguments import add_dataset, check_ranges, dataset_name, settle_dataset
+from training.data import source_names
 from training.heatmaps import draw_gallery, randomization_rows, saliency_rows
 from training.launch import make_accelerator
-from training.subject import Subject, was_trained_on
+from training.rescoring import join_scores
+from training.subject import Subject, refuse_trained_on, was_trained_on
 
 logger = logging.getLogger("validate")
 BESIDE = ("context.json", "saliency.csv", "randomization.json", "gallery.json", "gallery")
@@ -47,7 +50,11 @@ RANGES = {
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """The flags of validate.py; ends the program where one is wrong."""
+    """The flags of validate.py; ends the program where one is wrong.
+
+    Raises:
+        ValueError: paths are too many.
+    """
     parser = argparse.ArgumentParser(
         description="Validate chest X-ray classifiers.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -55,22 +62,22 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True).add_argument
     what("--model", nargs="+", metavar="PATH_OR_ID", help="saved folders or Hub ids")
-    what("--rescore", metavar="CSV", help="a predictions.csv, with what lies beside it")
+    what("--rescore", metavar="CSV", help="a predictions.csv, with what lies beside it; or scores")
+    labels = "labels of the scores: a CSV file with images, labels, patients; or kermany"
+    add("--labels", metavar="CSV", help=labels)
     add("--output_dir", default="report", help="the report folder")
-    add(
-        "--dataset",
-        default="phantom",
-        help=f"{', '.join(sources())}, a folder, a file, or a Hub id",
-    )
-    pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
-    add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
-    add("--dataset_options", help="the source's own, as extra=PATH", **pairs)
+    add_dataset(add)
     add("--split", default="test", help="train, validation, test, or all of them together")
     add("--variant", choices=sorted(PERTURBATIONS), help="alter the images: a test for shortcuts")
     add("--max_eval_samples", type=int, help="score so many images")
     add("--max_unreadable", type=float, default=0.01, help="share of damaged images to put up with")
     add("--cache_dir", default="~/.cache/cxr-classification", help="where decoded pixels are kept")
     add("--per_device_eval_batch_size", type=int, default=64, help="images")
+    add(
+        "--ten_crop",
+        action="store_true",
+        help="mean probability over ten crops; needs --skip_heatmaps",
+    )
     add("--prevalence", type=float, help="also correct the probabilities to this share of class 1")
     add("--gallery", type=int, default=12, help="mistakes and uncertain cases to show")
     add(
@@ -84,7 +91,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the bootstrap and the variant")
     args = parser.parse_args(argv)
     check_ranges(parser, args, RANGES)
-    args.dataset_options = dict(args.dataset_options)
+    if args.labels and not args.rescore:
+        parser.error("--labels goes with --rescore; a model's images bring their own.")
+    if args.ten_crop and not args.skip_heatmaps:
+        parser.error("--ten_crop has no heatmaps; add --skip_heatmaps.")
+    settle_dataset(args)
     args.report_to = "none"
     return args
 
@@ -96,18 +107,20 @@ def load_split(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
     """The split to validate on, and those of --model that were trained on images of it.
 
     Raises:
-        ValueError: the data have no such split, or cannot be used.
+        ValueError: the data have no such split, or cannot be used, or a converted model was trained
+            on images of it.
         OSError: they cannot be read.
     """
+    name = dataset_name(args)
     dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
     if args.split != "all" and args.split not in dataset:
         raise ValueError(
-            f"{args.dataset} has no split {args.split!r}; it has {', '.join(dataset)}, or all."
+            f"{name} has no split {args.split!r}; it has {', '.join(dataset)}, or all."
         )
     if args.split != "all":
         dataset = DatasetDict({args.split: dataset[args.split]})
-    told = recipe(args)
-    name = told["dataset_path"] or told["dataset"]
+    for model in args.model:
+        refuse_trained_on(model, dataset)
     seen = [model for model in args.model if was_trained_on(model, dataset, name)]
     split = concatenate_datasets(list(dataset.values()))
     if args.max_eval_samples is not None and args.max_eval_samples < len(split):
@@ -138,6 +151,17 @@ def rescore(args: argparse.Namespace, command: str) -> None:
     """The report again, from a predictions file and what lies beside it."""
     source, folder = Path(args.rescore), Path(args.output_dir)
     target = folder / "predictions.csv"
+    if args.labels:
+        predictions = join_scores(source, args.labels, args.split)
+        open_report(folder)
+        name = source.name.removesuffix(".gz").removesuffix(".csv")
+        write_predictions_by_model(target, {name: predictions})
+        context = bare_context(target, command)
+        context["title"] = f"Scores of {source.name} by the labels of {Path(args.labels).name}"
+        context["dataset"]["name"] = Path(args.labels).name
+        (folder / "context.json").write_text(json.dumps(context, indent=2) + "\n")
+        log_aurocs(score_report(folder, args.num_resamples, args.seed), folder)
+        return
     read_predictions_by_model(source)
     in_place = target.exists() and source.samefile(target)
     if not in_place:
@@ -153,7 +177,14 @@ def rescore(args: argparse.Namespace, command: str) -> None:
         logger.warning("no context.json beside %s: raw probabilities, argmax decisions", source)
         context = bare_context(target, command)
         (folder / "context.json").write_text(json.dumps(context, indent=2) + "\n")
-    score_report(folder, args.num_resamples, args.seed)
+    log_aurocs(score_report(folder, args.num_resamples, args.seed), folder)
+
+
+def log_aurocs(report: dict, folder: Path) -> None:
+    """What a report says first."""
+    for name, model in report["models"].items():
+        logger.info("%s: AUROC %s", name, format_metric(model["metrics"]["auroc"]))
+    logger.info("Written to %s", folder / "report.html")
 
 
 def open_report(folder: Path) -> None:
@@ -213,8 +244,7 @@ def main(argv: list[str]) -> None:
         return
     write_predictions_by_model(folder / "predictions.csv", predictions)
     predictions = read_predictions_by_model(folder / "predictions.csv")
-    told = recipe(args)
-    name = told["dataset_path"] or told["dataset"]
+    name = dataset_name(args)
     title = f"{' and '.join(names)} on {name}, {args.split}"
     if seen:
         learned = " and ".join(short_names(seen))
@@ -223,13 +253,14 @@ def main(argv: list[str]) -> None:
             "--split test, or another set.", learned,
         )  # fmt: skip
         title += f", with training images of {learned}"
+    title += ", ten crops" if args.ten_crop else ""
     digest = hashlib.sha256("".join(content_hashes(split)).encode()).hexdigest()
     context = {
         "title": title + (f" ({args.variant})" if args.variant else ""),
         "command": command,
         "dataset": {
             **describe_predictions(predictions[names[0]], name),
-            "source": split["source"][0],
+            "source": source_names(split),
             "variant": args.variant,
             "fingerprint": digest,
         },
@@ -244,11 +275,7 @@ def main(argv: list[str]) -> None:
         )
 
     # Report
-    report = score_report(folder, args.num_resamples, args.seed)
-    for name, model in report["models"].items():
-        auroc = model["metrics"]["auroc"]
-        logger.info("%s: AUROC %s", name, format_metric(auroc))
-    logger.info("Written to %s", folder / "report.html")
+    log_aurocs(score_report(folder, args.num_resamples, args.seed), folder)
 
 
 def shorten(text: str) -> str:

@@ -15,7 +15,7 @@ from datasets_scripts.registry import (
     source_options,
     sources,
 )
-from datasets_scripts.schema import class_names, content_hashes, label_sets
+from datasets_scripts.schema import class_names, content_hashes, label_sets, unknown_sets
 
 __all__ = [
     "LeakError",
@@ -36,4 +36,5 @@ __all__ = [
     "regroup",
     "source_options",
     "sources",
+    "unknown_sets",
 ]

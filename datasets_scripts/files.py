@@ -1,7 +1,8 @@
 """What stands in a folder of images: the images, the masks beside them, and what is neither."""
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path, PurePath
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
@@ -15,7 +16,7 @@ MASK_ENDING = re.compile(r"[\W_]+((?:lungs?[\W_]*)?masks?)$", re.IGNORECASE)
 IMAGES = re.compile(r"images?|imgs?", re.IGNORECASE)
 
 
-def is_visible(path: PurePath) -> bool:
+def is_visible(path: PurePath | os.DirEntry) -> bool:
     """Whether a file or folder is the user's own.
 
     Hidden ones are not, nor what a system or program keeps beside, as __MACOSX, @eaDir,
@@ -44,22 +45,61 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _children(folder: Path) -> list[Path]:
-    """What is visible in a folder, in order, without links to a folder above, which never end."""
+def _children(folder: Path) -> list[tuple[Path, bool]]:
+    """What is visible in a folder, in order, and whether it is a folder itself.
+
+    Links to a folder above, which never end, are left out. Nothing is asked of the system for each
+    file.
+    """
+    with os.scandir(folder) as entries:
+        visible = sorted(filter(is_visible, entries), key=lambda entry: entry.name)
+    found = [(Path(entry), entry.is_dir(), entry.is_symlink()) for entry in visible]
     return [
-        child
-        for child in sorted(filter(is_visible, folder.iterdir()))
-        if not child.is_symlink() or child.resolve() not in map(Path.resolve, child.parents)
+        (child, is_folder)
+        for child, is_folder, is_link in found
+        if not is_link or child.resolve() not in map(Path.resolve, child.parents)
     ]
 
 
 def walk(folder: Path) -> Iterator[Path]:
     """The visible files below a folder, in order, through links."""
-    for child in _children(folder):
-        if child.is_dir():
+    for child, is_folder in _children(folder):
+        if is_folder:
             yield from walk(child)
         else:
             yield child
+
+
+def find_listed(
+    root: Path, keys: Container[str], key: Callable[[Path], str] = lambda file: file.stem
+) -> dict[str, Path]:
+    """The images below a folder that a table lists, by what it calls them.
+
+    Args:
+        root: any folder below may hold them.
+        keys: what the table calls its images.
+        key: what it would call a file.
+
+    Raises:
+        ValueError: two files are one image of the table.
+    """
+    found: dict[str, Path] = {}
+    masks: dict[Path, bool] = {}  # whether a folder says that its images are masks
+    for file in walk(root):
+        if file.suffix.casefold() not in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES):
+            continue
+        name, folder = key(file), file.parent
+        if folder not in masks:
+            masks[folder] = any(map(MASK.fullmatch, folder.relative_to(root).parts))
+        if name not in keys or masks[folder]:
+            continue
+        if name in found:
+            raise ValueError(
+                f"{file} and {found[name]} are one image of the table: set images to the folder of "
+                "one."
+            )
+        found[name] = file
+    return found
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -68,8 +108,8 @@ def subfolders(folder: Path) -> list[Path]:
     Those of masks are left out, and of one called images its own are given.
     """
     found = []
-    for child in _children(folder):
-        if child.is_dir() and not MASK.fullmatch(child.name):
+    for child, is_folder in _children(folder):
+        if is_folder and not MASK.fullmatch(child.name):
             found += subfolders(child) if IMAGES.fullmatch(child.name) else [child]
     return found
 

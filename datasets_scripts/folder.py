@@ -29,8 +29,8 @@ def load(path: str | Path, **options: Any) -> DatasetDict:
     `class/file` is split by both shares. Always by patient and content.
 
     Metadata files (see `tables.read_metadata`) may give patients, columns of the schema, and
-    labels: then folders mean no class. A column `labels`, or lists in any, makes the set
-    multi-label. Masks of lungs beside the images become `lung_mask`.
+    labels: then folders mean no class. A column `labels` or `unknown`, or lists in any,
+    makes the set multi-label. Masks of lungs beside the images become `lung_mask`.
 
     Args:
         path: of the folder.
@@ -60,8 +60,12 @@ def load(path: str | Path, **options: Any) -> DatasetDict:
         records = _listed(root, images, metadata)
     else:
         records = _tree(root, images, options)
-    multi_label = "label" in columns and holds_lists(row["label"] for row in metadata.values())
-    given = [column for column in columns if column not in ("label", "patient_id", "split")]
+    multi_label = "label" in columns and (
+        "unknown" in columns or holds_lists(row["label"] for row in metadata.values())
+    )
+    given = [
+        column for column in columns if column not in ("label", "unknown", "patient_id", "split")
+    ]
     for record in records:
         file = Path(record["image"])
         row = metadata.get(file, {})
@@ -94,6 +98,7 @@ def _listed(root: Path, images: list[Path], metadata: dict[Path, dict]) -> list[
             {
                 "image": file,
                 "label": row["label"],
+                "unknown": row.get("unknown"),
                 "name": file.name,
                 "path": path.as_posix(),
                 "split": next(filter(None, splits.values()), None),

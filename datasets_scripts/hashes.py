@@ -8,7 +8,7 @@ import hmac
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_DIR = Path(os.environ.get("CXR_CACHE", "~/.cache/cxr-classification")).expanduser()
 FileKey = tuple[str, int, int, int]  # path, size, times of modification and change
-AT_ONCE = 1000  # files hashed between two writes: an interrupted run loses no more
+AT_ONCE = 500  # files looked up at once, or hashed between two writes: a stop loses no more
 
 
 def hash_images(images: Iterable[bytes | str]) -> list[str]:
@@ -44,13 +44,15 @@ def hash_images(images: Iterable[bytes | str]) -> list[str]:
     if not rows:
         return hashes
     database = _database(os.getpid())
-    query = "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND modified = ? AND changed = ?"
-    known = {key: found[0] for key in rows if (found := database.execute(query, key).fetchone())}
+    known: dict[FileKey, str] = {}
+    for keys in _parts(list(rows)):
+        query = f"SELECT * FROM hashes WHERE path IN ({', '.join('?' * len(keys))})"
+        paths = [path for path, *_ in keys]
+        known |= {tuple(key): digest for *key, digest in database.execute(query, paths)}
     unknown = [key for key in rows if key not in known]
     bar = tqdm(total=len(unknown), desc="hashing files", unit="image", delay=1)
     with bar, ThreadPoolExecutor() as pool:
-        for start in range(0, len(unknown), AT_ONCE):
-            keys = unknown[start : start + AT_ONCE]
+        for keys in _parts(unknown):
             new = dict(zip(keys, pool.map(_hash_file, (key[0] for key in keys))))
             _keep(database, new)
             known |= new
@@ -59,6 +61,11 @@ def hash_images(images: Iterable[bytes | str]) -> list[str]:
         for row in places:
             hashes[row] = known[key]
     return hashes
+
+
+def _parts(keys: list[FileKey]) -> Iterator[list[FileKey]]:
+    for start in range(0, len(keys), AT_ONCE):
+        yield keys[start : start + AT_ONCE]
 
 
 def _hash_file(path: str) -> str:

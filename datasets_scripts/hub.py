@@ -219,6 +219,8 @@ def load(
     first = next(iter(parts.values()))
     image_column, label_column = _find_columns(first, path, image_column, label_column)
     labels, classes, multi_label = _labels(parts, label_column, path)
+    doubted = "unknown" in first.features and multi_label
+    unknown = _labels(parts, "unknown", path)[0] if doubted else {}
     ids = {name: _image_ids(part, image_column, name) for name, part in parts.items()}
     keys = [patient_key(PurePosixPath(name).name) for found in ids.values() for name in found]
     validation = sum(len(part) for name, part in parts.items() if splits[name] == "validation")
@@ -241,17 +243,18 @@ def load(
         nothing = [None] * len(part)
         patients = part["patient_id"] if "patient_id" in part.features else nothing
         sources = part["source"] if has_source else nothing
-        rows = zip(labels[name], ids[name], patients, sources)
+        rows = zip(labels[name], unknown.get(name, nothing), ids[name], patients, sources)
         records += [
             {
                 "label": label,
+                "unknown": unsure,
                 "name": image_id,
                 "path": f"{name}-{row:06d}/{image_id}",
                 "split": None if alone else splits[name],
                 "patient_id": text_of(patient),
                 "source": source or path,
             }
-            for row, (label, image_id, patient, source) in enumerate(rows)
+            for row, (label, unsure, image_id, patient, source) in enumerate(rows)
         ]
     if all(keys):
         for record, key in zip(records, keys):

@@ -52,20 +52,43 @@ SOURCE = Source(
 EXTRA = {"lung_mask": "lung_mask", "original_width": "orig_w", "original_height": "orig_h"}
 _KEY = re.compile(
     r"(?P<normal>(?:NORMAL2-)?IM-\d{4})-|person(?P<person>\d+)_(?P<kind>bacteria|virus)_"
+    r"|(?P<mendeley>(?P<word>NORMAL|BACTERIA|VIRUS)-\d+)-\d+\."
 )
 
 
 def patient_key(file_name: str) -> tuple[str, str] | None:
     """(patient, subtype) of a Kermany file name, None for any other.
 
-    `personN` restarts for bacteria and for virus.
+    `personN` restarts for bacteria and for virus. Mendeley's later releases name the same images
+    otherwise, as BACTERIA-1135262-0001.jpeg, with other numbers for the patients.
     """
     found = _KEY.match(file_name)
     if not found:
         return None
+    if found["mendeley"]:
+        return found["mendeley"], found["word"].lower()
     if found["normal"]:
         return found["normal"], "normal"
     return f"person{found['person']}_{found['kind']}", found["kind"]
+
+
+def read_name(path: str) -> dict[str, str] | None:
+    """What the path of an image says: `label`, `patient_id`, `subtype` and `split`.
+
+    None for one that is not named like a Kermany image below a folder whose name begins with train,
+    val or test; the suffix does not count.
+    """
+    *folders, name = PurePosixPath(path).parts
+    key = patient_key(name)
+    splits = [found[1] for folder in folders if (found := re.match("(train|val|test)", folder))]
+    if key is None or not splits:
+        return None
+    return {
+        "label": CLASSES[key[1] != "normal"],
+        "patient_id": key[0],
+        "subtype": key[1],
+        "split": "test" if splits[-1] == "test" else "train",
+    }
 
 
 def _is_image(path: PurePath) -> bool:

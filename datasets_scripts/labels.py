@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import yaml
 
@@ -65,6 +66,7 @@ def text_of(value: object) -> str:
     return whole[1] if whole else text
 
 
+@lru_cache(maxsize=4096)
 def label_key(name: str) -> str:
     """What two spellings of one class share: case, and blank, - or _ between words, count not."""
     plain = unicodedata.normalize("NFKC", name).casefold()
@@ -79,6 +81,8 @@ def is_negative(name: str) -> bool:
 def parse_map(label_map: dict | str | None) -> dict[str, str]:
     """A label map, as `{0: NORMAL, 1: PNEUMONIA}`, by the `label_key` of its names.
 
+    A name without a new one, as in `{Support Devices: }`, is a label to leave out.
+
     Raises:
         ValueError: it is no such mapping.
     """
@@ -89,7 +93,7 @@ def parse_map(label_map: dict | str | None) -> dict[str, str]:
         except yaml.YAMLError:
             given = None
     if not isinstance(given, dict) or not all(
-        isinstance(name, str | int) and text_of(name) for name in given.values()
+        isinstance(name, str | int | None) for name in given.values()
     ):
         raise ValueError(
             f"label_map {label_map!r} is no mapping of names to names: write it as "
@@ -119,12 +123,17 @@ def clean_order(order: Sequence[str], label_map: dict | str | None) -> list[str]
     names: dict[str, str] = {}
     for name in order:
         new = renamed.get(label_key(name), name)
-        names.setdefault(label_key(new), new)
+        if new:
+            names.setdefault(label_key(new), new)
     return list(names.values())
 
 
 def clean_labels(
-    cells: list[object], order: Sequence[str], label_map: dict | str | None, name: str
+    cells: list[object],
+    order: Sequence[str],
+    label_map: dict | str | None,
+    name: str,
+    own: Sequence[str] = (),
 ) -> list[list[str]]:
     """The class names of each image, every class in one spelling.
 
@@ -133,21 +142,23 @@ def clean_labels(
         order: names whose spelling is kept; otherwise the commonest of a class counts.
         label_map: see `parse_map`; what it does not name stays.
         name: of the set, for messages.
+        own: labels that the set may have, whether an image has them or not.
 
     Raises:
         ValueError: the map names no label that is there, or a name looks like several in one.
     """
     renamed = parse_map(label_map)
     labels = [read_labels(cell) for cell in cells]
-    keys = {label_key(label) for row in labels for label in row or [""]}
-    if renamed and not renamed.keys() & keys:
+    there = {label for row in labels for label in row or [""]} | set(own)
+    if renamed and not renamed.keys() & set(map(label_key, there)):
         raise ValueError(
             f"label_map names {', '.join(map(repr, renamed))}, but {name} has the labels "
-            f"{', '.join(sorted({label for row in labels for label in row}))}."
+            f"{', '.join(sorted(there - {''}))}."
         )
     if "" in renamed:
         labels = [row or [""] for row in labels]
-    labels = [[renamed.get(label_key(label), label) for label in row] for row in labels]
+    new = {label: renamed.get(label_key(label), label) for row in labels for label in row}
+    labels = [[new[label] for label in row if new[label]] for row in labels]
     counts = Counter(label for row in labels for label in row)
     spelled = {label_key(label): label for label in reversed(order)}
     for label, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):

@@ -1,11 +1,11 @@
 """What a set holds, in a table; patients and images that stand in two splits, and the repair."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 from datasets import DatasetDict, concatenate_datasets
 
-from datasets_scripts.schema import class_names, content_hashes, label_sets
+from datasets_scripts.schema import class_names, content_hashes, label_sets, unknown_sets
 from datasets_scripts.splits import group_ids, split_groups
 
 DEFAULT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -24,7 +24,7 @@ def check_leaks(dataset: DatasetDict) -> None:
     patients, images = defaultdict(set), defaultdict(set)
     for split, part in dataset.items():
         for patient, image_id, content in zip(
-            part["patient_id"], part["image_id"], content_hashes(part)
+            part["patient_id"][:], part["image_id"][:], content_hashes(part)
         ):
             patients[patient].add(split)
             images[content].add((split, image_id))
@@ -53,7 +53,7 @@ def regroup(dataset: DatasetDict, seed: int = 0) -> DatasetDict:
     The shares stay where all three splits are given; else they are 70, 10 and 20 %.
     """
     pooled = concatenate_datasets(list(dataset.values()))
-    groups = group_ids(pooled["patient_id"], content_hashes(pooled))
+    groups = group_ids(pooled["patient_id"][:], content_hashes(pooled))
     shares = DEFAULT_SHARES
     if set(dataset) == set(DEFAULT_SHARES):
         shares = {name: len(part) for name, part in dataset.items()}
@@ -64,22 +64,32 @@ def regroup(dataset: DatasetDict, seed: int = 0) -> DatasetDict:
 def describe(dataset: DatasetDict) -> str:
     """A table in plain text, a row a split.
 
-    Its columns are files, unique images, patients, and each class's count and prevalence.
+    Its columns are files, unique images, patients, and each class's count, with its prevalence in
+    the images of which it is known, and how many those are where it is not of all.
     """
     names = class_names(next(iter(dataset.values())))
-    columns = {
-        split: (content_hashes(part), list(part["patient_id"]), label_sets(part))
-        for split, part in dataset.items()
-    }
+    columns = {}
+    for split, part in dataset.items():
+        patients = part["patient_id"][:]
+        columns[split] = content_hashes(part), patients, label_sets(part), unknown_sets(part)
     columns["total"] = tuple(sum(parts, []) for parts in zip(*columns.values()))
     table = [["split", "files", "unique", "patients", *names]]
-    for split, (hashes, patients, labels) in columns.items():
+    for split, (hashes, patients, labels, unknown) in columns.items():
         numbers = [len(hashes), len(set(hashes)), len(set(patients))]
-        counts = [sum(index in row for row in labels) for index in range(len(names))]
-        shown = [f"{count:,} ({count / len(labels):.1%})" for count in counts]
+        present = Counter(index for row in labels for index in row)
+        missing = Counter(index for row in unknown for index in row)
+        shown = [
+            _prevalence(present[index], len(labels) - missing[index], len(labels))
+            for index in range(len(names))
+        ]
         table.append([split, *(f"{number:,}" for number in numbers), *shown])
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
     ]
     return "\n".join(lines)
+
+
+def _prevalence(count: int, known: int, total: int) -> str:
+    share = f"{count / known:.1%}" if known else "unknown"
+    return f"{count:,} ({share} of {known:,})" if 0 < known < total else f"{count:,} ({share})"

@@ -5,20 +5,20 @@ whatever the case:
 
     file, file_name, filename, path, image    the image
     label, class, labels                      its class; several are joined by | or ;, or a list
+    unknown                                   classes that may be there or not, joined alike
     patient, patient_id                       empty: the file is its own patient
     split                                     train, validation, test, or other usual names of
                                               these; unlabelled
     source                                    where the image comes from
     subtype, finding                          } text
-    view, sex                                 }
-    age                                       years
+    view, sex, gender                         }
+    age                                       years, as 58 or 058Y
     orig_w, original_width; orig_h, ...       size before any resizing, pixels: an image that was
                                               stretched since gets its proportions back
     weight                                    how often training draws it, beside the others
     lung_mask                                 a file, white where there is lung
 """
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from typing import Any
 from datasets import DatasetDict
 
 from datasets_scripts.labels import holds_lists, read_labels, text_of
-from datasets_scripts.schema import OPTIONAL, REQUIRED, Source, assemble
+from datasets_scripts.schema import Source, assemble
 from datasets_scripts.splits import read_splits
 from datasets_scripts.tables import (
     FILE_NAMES,
     LABEL_NAMES,
     PATIENT_NAMES,
+    chosen_rows,
+    extra_columns,
     file_inside,
     optional_columns,
     optional_value,
@@ -47,11 +49,6 @@ SOURCE = Source(
 )
 
 
-def recognise(path: Path) -> bool:
-    """Whether it is a CSV file."""
-    return path.is_file() and path.suffix.lower() in (".csv", ".tsv")
-
-
 def _find_column(
     header: list[str], path: Path, given: str | None, option: str, names: tuple[str, ...]
 ) -> str | None:
@@ -62,27 +59,6 @@ def _find_column(
     if len(found) > 1:
         raise ValueError(f"{path} has the columns {' and '.join(found)}: set {option} to one.")
     return found[0] if found else None
-
-
-def _chosen(
-    rows: list[dict[str, object]], header: list[str], path: Path, where: str | None
-) -> list[dict[str, object]]:
-    """The rows in whose column the regular expression of `where`, column=regex, is found."""
-    if not where:
-        return rows
-    column, equals, regex = where.partition("=")
-    if not equals or column not in header:
-        raise ValueError(
-            f"where {where!r} is not column=regex with a column of {path}: {', '.join(header)}."
-        )
-    try:
-        pattern = re.compile(regex)
-    except re.error as error:
-        raise ValueError(f"where {where!r} holds no regular expression: {error}.") from error
-    kept = [row for row in rows if pattern.search(str(row[column]))]
-    if not kept:
-        raise ValueError(f"where {where!r} fits none of the {len(rows)} rows of {path}.")
-    return kept
 
 
 def _splits(rows: list[dict], header: list[str], path: Path) -> list[str] | None:
@@ -118,9 +94,9 @@ def load(
     """The images that a CSV file lists, in the one schema.
 
     Without a split column all are the test split, to validate on, unless `test_share` is given: all
-    are split then. The set is multi-label where a label of the file is a list; no label then means
-    no finding. Classes are those of the rows kept. Images of the split unlabelled have no label,
-    and are for `train.py --teacher`.
+    are split then. The set is multi-label where a label of the file is a list, or where there is a
+    column `unknown`; no label then means no finding. Classes are those of the rows kept. Images of
+    the split unlabelled have no label, and are for `train.py --teacher`.
 
     Args:
         path: of the file.
@@ -153,20 +129,14 @@ def load(
                 f"{path} has no column with a usual name for the {option.removesuffix('_column')}: "
                 f"set {option} to one of {', '.join(header)}."
             )
-    extra = [name.strip() for name in columns.split(",")] if columns else []
-    for name in extra:
-        if name not in header or name in (*REQUIRED, *OPTIONAL):
-            wrong = "is a name of the schema itself" if name in header else "is not there"
-            raise ValueError(
-                f"columns {columns!r} asks for {name!r}, which {wrong}: the columns of {path} are "
-                f"{', '.join(header)}."
-            )
-    rows = _chosen(all_rows, header, path, where)
+    extra = extra_columns(columns, header, path)
+    rows = chosen_rows(all_rows, header, path, where)
     files = [file_inside(root, row[file_column], path) for row in rows]
     if len(set(files)) < len(files):
         twice = Counter(files).most_common(1)[0][0].relative_to(root)
         raise ValueError(f"{path} lists {str(twice)!r} twice: each file needs one row.")
-    multi_label = holds_lists(row[label_column] for row in all_rows)
+    unknown = next(iter(usual_columns(header, ("unknown",))), None)
+    multi_label = unknown is not None or holds_lists(row[label_column] for row in all_rows)
     splits = _splits(rows, header, path) or [None if test_share else "test"] * len(rows)
     for row, split in zip(rows, splits):
         if split == "unlabelled" and (read_labels(row[label_column]) or multi_label):
@@ -180,6 +150,7 @@ def load(
         {
             "image": str(file),
             "label": row[label_column],
+            "unknown": read_labels(row[unknown]) if unknown else [],
             "name": file.name,
             "path": file.relative_to(root).as_posix(),
             "split": split,

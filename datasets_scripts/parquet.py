@@ -31,8 +31,7 @@ from datasets_scripts.pixels import (
 )
 from datasets_scripts.registry import known_sources, sources
 from datasets_scripts.schema import REQUIRED, Source, class_names, encoded_images
-from modeling.dicom_cxr import is_dicom
-from modeling.reading_cxr import open_image
+from modeling.reading_cxr import is_dicom, open_image
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +144,9 @@ def data_card(
     files = [{"split": info.name, "path": f"data/{info.name}-*"} for info in infos]
     front["configs"] = [{"config_name": "default", "data_files": files}]
     names, table = class_names(next(iter(dataset.values()))), describe(dataset)
-    kind = "labels (any number an image)" if "labels" in features else "label"
+    kind = "`labels` (any number an image)" if "labels" in features else "`label`"
+    if "unknown" in features:
+        kind += "; `unknown`, the classes that are not annotated for an image"
     return f"""---
 {front.to_yaml()}
 ---

@@ -402,7 +402,8 @@ def load(
         )
         splits.append(split)
     features = make_features(list(CLASSES), optional=("subtype", "lung_mask", "boxes"))
-    return build(rows, splits, features)
+    columns = {column: [row[column] for row in rows] for column in features}
+    return build(columns, splits, features)
 
 
 if __name__ == "__main__":

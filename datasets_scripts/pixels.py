@@ -19,6 +19,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from datasets_scripts.perturb import NEEDS_LUNGS, RESHAPES, Sample, perturb, random_numbers
+from datasets_scripts.schema import encoded_images
 from modeling.reading_cxr import CxrImage, open_image, read_mask
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def original_shapes(dataset: Dataset) -> list[tuple[int, int] | None]:
     """Height and width of each image before any resizing, None where the set does not say."""
     if not {"original_height", "original_width"} <= set(dataset.features):
         return [None] * len(dataset)
-    pairs = zip(dataset["original_height"], dataset["original_width"])
+    pairs = zip(dataset["original_height"][:], dataset["original_width"][:])
     return [None if None in pair else pair for pair in pairs]
 
 
@@ -112,10 +113,10 @@ def fingerprint(dataset: Dataset, columns: Sequence[str] = ("image",)) -> str:
     Raises:
         OSError: a file is gone.
     """
-    names = [list(dataset["image_id"]), original_shapes(dataset)]
+    names = [dataset["image_id"][:], original_shapes(dataset)]
     digest = hashlib.sha256(str(names).encode())
-    for row in stored_rows(dataset.select_columns(list(columns))):
-        for image in (content(row[column]) for column in columns):
+    for images in zip(*(encoded_images(dataset, column) for column in columns)):
+        for image in images:
             if isinstance(image, str):
                 status = os.stat(image)
                 stamp = status.st_size, status.st_mtime_ns, status.st_ctime_ns

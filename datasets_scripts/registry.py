@@ -3,9 +3,10 @@
 import difflib
 import importlib
 import inspect
+import logging
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,10 @@ from typing import Any, NamedTuple, get_args
 from datasets import Dataset, DatasetDict
 
 import datasets_scripts
+from datasets_scripts.merge import merge
 from datasets_scripts.schema import Source, assemble, check_usable
+
+logger = logging.getLogger(__name__)
 
 
 @cache
@@ -83,11 +87,12 @@ def recognise(source: str, path: str | Path | None) -> tuple[str, str | Path | N
         return source, path
     place = Path(source).expanduser()
     if path is None and place.exists():
-        for name, module in modules().items():
-            if hasattr(module, "recognise") and module.recognise(place):
-                return name, place
+        if owner := _owner(place):
+            return owner, place
         if place.is_dir():
             return "folder", place
+        if place.suffix.lower() in (".csv", ".tsv"):
+            return "manifest", place
         raise ValueError(
             f"{source} is a file: give a folder of images, a CSV file that lists them, or the "
             "Kermany zip."
@@ -106,21 +111,73 @@ def recognise(source: str, path: str | Path | None) -> tuple[str, str | Path | N
     )
 
 
-def load_cxr_dataset(source: str, path: str | Path | None = None, **options: Any) -> DatasetDict:
-    """A chest X-ray set in the project's schema.
+def _owner(place: Path) -> str | None:
+    """The source whose own files these are."""
+    known = ((name, getattr(module, "recognise", None)) for name, module in modules().items())
+    return next((name for name, recognises in known if recognises and recognises(place)), None)
 
-    Its splits are those of train, validation, test and unlabelled that there are.
+
+def load_cxr_dataset(
+    source: str | Sequence[str],
+    path: str | Path | None | Sequence[str | Path | None] = None,
+    **options: Any,
+) -> DatasetDict:
+    """A chest X-ray set in the project's schema, or several as one.
+
+    Its splits are those of train, validation, test and unlabelled that there are. Several, as in
+    `load_cxr_dataset(["chestxray14", "org/set"], ["nih/", None])`, become one multi-label set, see
+    `merge.merge`.
 
     Args:
-        source: one of `sources()`, or itself a path or Hub id, which is then recognised.
-        path: what the source reads; None for one that takes none.
-        **options: see `source_options`.
+        source: one of `sources()`, or itself a path or Hub id, which is then recognised; or a list
+            of these.
+        path: what the source reads; None for one that takes none. Of several sources a list, or
+            None where none has a path beside it.
+        **options: see `source_options`. Of several sources, an option goes to each that takes it,
+            and one called SOURCE.option to that source alone.
 
     Raises:
-        ValueError: an unknown source or option, or a set with too little to learn.
+        ValueError: an unknown source or option, a set with too little to learn, or one with a
+            finding that is known of no image.
         OSError: a path that is not there, or a Hub that is not reached.
     """
-    source, path = recognise(str(source), path)
+    if isinstance(source, str | Path):
+        source, path = recognise(str(source), path)
+        return check_usable(_load(source, path, options), str(path or source))
+    paths = [None] * len(source) if path is None else list(path)
+    if len(paths) != len(source):
+        raise ValueError(
+            f"{len(source)} sources and {len(paths)} paths are given: give one path a source."
+        )
+    found = [recognise(str(one), its) for one, its in zip(source, paths)]
+    taken = {
+        f"{name}.{option}": (name, option) for name, _ in found for option in source_options(name)
+    }
+    for option in options:
+        if option not in {*taken, *(plain for _, plain in taken.values())}:
+            raise ValueError(
+                f"unknown option {option!r} of datasets {', '.join(name for name, _ in found)}: "
+                f"they take {', '.join(taken)}."
+            )
+    sets = [
+        _load(
+            name,
+            its,
+            {
+                option: options[key]
+                for option in source_options(name)
+                for key in (option, f"{name}.{option}")  # the last one counts
+                if key in options
+            },
+        )
+        for name, its in found
+    ]
+    names = [str(its or name) for name, its in found]
+    return check_usable(merge(sets, names, _people), " and ".join(names))
+
+
+def _load(source: str, path: str | Path | None, options: dict[str, Any]) -> DatasetDict:
+    """The set of one source, whatever it is good for."""
     known = source_options(source)
     for name in options:
         if name not in known:
@@ -134,13 +191,22 @@ def load_cxr_dataset(source: str, path: str | Path | None = None, **options: Any
             raise ValueError(
                 f"dataset {source} is generated and takes no path, but {path} was given."
             )
-        return check_usable(load(**options), source)
+        return load(**options)
     if path is None:
         raise ValueError(f"dataset {source} needs a path: {about.path_help}.")
     if not about.remote and not Path(path).expanduser().exists():
         raise FileNotFoundError(f"{path} does not exist: {source} reads {about.path_help}.")
-    path = path if about.remote else Path(path).expanduser()
-    return check_usable(load(path, **options), str(path))
+    if source == "manifest" and (owner := _owner(Path(path).expanduser())):
+        logger.warning("%s is a table of %s: --dataset %s reads more of it.", path, owner, owner)
+    return load(path if about.remote else Path(path).expanduser(), **options)
+
+
+def _people(name: str) -> str | None:
+    """The source whose patients the images of a source are; None where nothing is known of it."""
+    source = find_source(name)
+    if source is None or not source.population:
+        return None
+    return source.patients_of or source.name
 
 
 def find_source(name: str) -> Source | None:
@@ -152,7 +218,7 @@ def find_source(name: str) -> Source | None:
 
 def known_sources(dataset: DatasetDict) -> tuple[list[Source], list[str]]:
     """The sources of a set's images that something is known of, and the names of the others."""
-    names = dict.fromkeys(name for part in dataset.values() for name in part["source"])
+    names = dict.fromkeys(name for part in dataset.values() for name in part["source"][:])
     found = {name: find_source(name) for name in names}
     known = [source for source in found.values() if source and source.population]
     return list(dict.fromkeys(known)), [name for name in found if found[name] not in known]

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 from datasets import (
     ClassLabel,
     Dataset,
@@ -25,9 +26,10 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "unlabelled")
 UNLABELLED = -1  # the label of an image that has none
+IMAGES_AT_ONCE = 100  # held in memory
 MAX_CONFLICTS = 0.01  # share of the images
 NAMED = 5  # images or classes named in a message
-REQUIRED = ("image", "label", "labels", "image_id", "patient_id", "source")
+REQUIRED = ("image", "label", "labels", "unknown", "image_id", "patient_id", "source")
 OPTIONAL = {
     "subtype": Value("string"),
     "view": Value("string"),
@@ -39,7 +41,7 @@ OPTIONAL = {
     "boxes": List(List(Value("int32"))),  # pixels, [x0, y0, x1, y1], half-open
     "weight": Value("float32"),  # how often training draws the image, beside others
 }
-RECORD = ("image", "label", "name", "path", "split", "patient_id", "source")
+RECORD = ("image", "label", "unknown", "name", "path", "split", "patient_id", "source")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Source:
         limits, out_of_scope: sentences for the model card.
         ages: the youngest and oldest, years.
         hub_ids: copies on the Hub, of which the same holds.
+        patients_of: the source whose patients these are, under its names, where that is another.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Source:
     out_of_scope: tuple[str, ...] = ()
     ages: tuple[float, float] | None = None
     hub_ids: tuple[str, ...] = ()
+    patients_of: str | None = None
 
 
 def make_features(
@@ -81,27 +85,45 @@ def make_features(
 ) -> Features:
     """The columns of a set: image, label or labels, image_id, patient_id, source, and `optional`.
 
-    An optional column whose name is not in `OPTIONAL` is text.
+    An optional column is `unknown`, the classes that are not annotated for an image of a
+    multi-label set; `objects`, what is boxed in an image: `bbox`, [x, y, width, height] in pixels
+    of the stored image, and `category`, a class each; one of `OPTIONAL`; or text.
     """
     kind = ClassLabel(names=list(classes))
     labels = {"labels": List(kind)} if multi_label else {"label": kind}
     ids = {name: Value("string") for name in ("image_id", "patient_id", "source")}
-    more = {name: OPTIONAL.get(name, Value("string")) for name in optional}
+    objects = {"bbox": List(List(Value("float32"))), "category": List(kind)}
+    known = {**OPTIONAL, "unknown": List(kind), "objects": objects}
+    more = {name: known.get(name, Value("string")) for name in optional}
     return Features({"image": Image(), **labels, **ids, **more})
 
 
-def build(rows: list[dict], splits: list[str], features: Features) -> DatasetDict:
-    """Rows, each with every column of `features`, put into the split named beside each."""
-    parts = {name: [row for row, split in zip(rows, splits) if split == name] for name in SPLITS}
+def build(columns: dict[str, list], splits: list[str], features: Features) -> DatasetDict:
+    """The columns of `features`, each row put into its split."""
     return DatasetDict(
         {
-            name: Dataset.from_dict(
-                {column: [row[column] for row in part] for column in features}, features=features
+            name: make_table(
+                {
+                    column: [cell for cell, split in zip(columns[column], splits) if split == name]
+                    for column in features
+                },
+                features,
             )
-            for name, part in parts.items()
-            if part
+            for name in SPLITS
+            if name in splits
         }
     )
+
+
+def make_table(columns: dict[str, list], features: Features) -> Dataset:
+    """A table of columns; an image is a path, a dict of path and bytes, or None."""
+    for column, kind in features.items():
+        if isinstance(kind, Image):
+            cells = columns[column]
+            paths = [{"path": cell} if isinstance(cell, str) else cell for cell in cells]
+            columns = {**columns, column: paths}
+    # not from_dict, which looks at each cell in Python
+    return Dataset(pa.Table.from_pydict(columns, schema=features.arrow_schema))
 
 
 def assemble(
@@ -127,6 +149,8 @@ def assemble(
         image       a path, or a dict of path and bytes; not where `stored` has it
         label       what the source says of the class, see `labels.read_labels`; nothing in the
                     split unlabelled
+        unknown     classes that may be there or not, written alike, in a multi-label set; may be
+                    left out. A class that is both is there
         name        the file's name: the image_id, if no other image has it
         path        unique: the image_id otherwise, and the patient of an image without one
         split       or None for all: they are drawn. A part of train is held out where there is no
@@ -134,7 +158,8 @@ def assemble(
         patient_id  empty where the source does not say
         source      where the image comes from
 
-    and the same further columns as every other record: some of `OPTIONAL`, or text. Patients, and
+    and the same further columns as every other record: some of `OPTIONAL`, `objects` (see
+    `make_features`, with names as categories; None where nobody drew boxes), or text. Patients, and
     identical files, stay in one split. In a two-class set the finding is class 1.
 
     Args:
@@ -149,16 +174,16 @@ def assemble(
         patient_regex: regular expression whose first group is the patient in a file's name or path
         max_conflicts: share of images that may have an identical twin under another label
         validation_share: share of the training images held out where there is no validation split
-        test_share: share of the images for the test split where there are no splits
+        test_share: share of the images for the test split where there are no splits; 1 for all
         seed: of what is drawn at random
 
     Raises:
         ValueError: an image has no label, options do not fit the data, too many identical images
             have two labels, or there are too few patients to split.
     """
-    order, ordered = clean_order(order, label_map), split_option(classes)
-    given = [record["label"] for record in records]
-    labels = clean_labels(given, ordered or order, label_map, name)
+    own, order, ordered = order, clean_order(order, label_map), split_option(classes)
+    spelling = ordered or order
+    labels, unknown, boxed = _class_names(records, spelling, own, label_map, multi_label, name)
     for record, row in zip(records, labels):
         if not row and not multi_label and record["split"] != "unlabelled":
             raise ValueError(f"{name} gives {record['path']!r} no label: give each image one.")
@@ -167,7 +192,7 @@ def assemble(
                 f"{name} gives {record['path']!r} the labels {', '.join(row)}: a set of one label "
                 "an image is expected."
             )
-    there = {label for row in labels for label in row}
+    there = {label for row in [*labels, *unknown, *boxed] for label in row if label}
     known = order_classes(there, order, ordered, positive, multi_label, name)
     index = {label: number for number, label in enumerate(known)}
     indices = [tuple(index[label] for label in row) for row in labels]
@@ -188,6 +213,7 @@ def assemble(
         [records[row]["path"] for row in labelled],
         name,
         max_conflicts,
+        [unknown[row] for row in labelled],
     )
     splits = complete_splits(
         None if None in splits else splits,
@@ -199,29 +225,68 @@ def assemble(
     )
 
     optional = [column for column in records[0] if column not in RECORD]
+    columns = {
+        "image_id": ids,
+        "patient_id": patients,
+        **{name: [record[name] for record in records] for name in ("source", *optional)},
+    }
+    if multi_label:
+        columns["labels"] = indices
+    else:
+        columns["label"] = [row[0] if row else UNLABELLED for row in indices]
+    if any(unknown):
+        optional = ["unknown", *optional]
+        columns["unknown"] = [[index[label] for label in row] for row in unknown]
+    if "objects" in optional:
+        found = zip(columns["objects"], boxed)
+        columns["objects"] = [_objects(objects, row, index) for objects, row in found]
     features = make_features(known, multi_label, optional)
-    rows = [
-        {
-            "image": record.get("image"),
-            **({"labels": list(row)} if multi_label else {"label": row[0] if row else UNLABELLED}),
-            "image_id": image_id,
-            "patient_id": patient,
-            "source": record["source"],
-            **{column: record[column] for column in optional},
-        }
-        for record, row, image_id, patient in zip(records, indices, ids, patients)
-    ]
     if stored is None:
-        return build(rows, splits, features)
+        columns["image"] = [record["image"] for record in records]
+        return build(columns, splits, features)
     del features["image"]
-    table = Dataset.from_dict(
-        {column: [row[column] for row in rows] for column in features}, features=features
-    )
+    table = make_table(columns, features)
     table = concatenate_datasets([stored.cast_column("image", Image()), table], axis=1)
     others = [column for column in stored.features if column != "image"]
     table = table.select_columns(["image", *features, *others])
-    found = {name: [row for row, split in enumerate(splits) if split == name] for name in SPLITS}
-    return DatasetDict({name: table.select(chosen) for name, chosen in found.items() if chosen})
+    places = {name: [row for row, split in enumerate(splits) if split == name] for name in SPLITS}
+    return DatasetDict({name: table.select(rows) for name, rows in places.items() if rows})
+
+
+def _class_names(
+    records: list[dict],
+    order: Sequence[str],
+    own: Sequence[str],
+    label_map: dict | str | None,
+    multi_label: bool,
+    name: str,
+) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """The classes of each image, those unknown of it, and one a box, "" for a class left out."""
+    doubtful = [row for row, record in enumerate(records) if record.get("unknown")]
+    if doubtful and not multi_label:
+        raise ValueError(
+            f"{name} gives {records[doubtful[0]]['path']!r} unknown labels: those are for a set of "
+            "several labels an image."
+        )
+    boxes = [(record.get("objects") or {"category": []})["category"] for record in records]
+    cells = [record["label"] for record in records]
+    cells += [records[row]["unknown"] for row in doubtful]
+    cells += [[category] for categories in boxes for category in categories]
+    cleaned = iter(clean_labels(cells, order, label_map, name, own))
+    labels = [next(cleaned) for _ in records]
+    unknown: list[list[str]] = [[] for _ in records]
+    for row in doubtful:
+        unknown[row] = [label for label in next(cleaned) if label not in labels[row]]
+    boxed = [["".join(next(cleaned)) for _ in categories] for categories in boxes]
+    return labels, unknown, boxed
+
+
+def _objects(objects: dict | None, names: list[str], index: dict[str, int]) -> dict | None:
+    """The boxes of an image, those whose class is left out aside, with indices as categories."""
+    if objects is None:
+        return None
+    kept = [(box, index[name]) for box, name in zip(objects["bbox"], names) if name]
+    return {"bbox": [box for box, _ in kept], "category": [category for _, category in kept]}
 
 
 def _patients(records: list[dict], patient_regex: str | None, name: str) -> list[str]:
@@ -276,16 +341,25 @@ def check_conflicts(
     names: list[str],
     name: str,
     max_conflicts: float = MAX_CONFLICTS,
+    unknown: list[list[str]] | None = None,
 ) -> None:
     """Warns of identical images under different labels.
+
+    Where a label is unknown of an image, its twin may have it or not.
 
     Raises:
         ValueError: they are more than the share `max_conflicts` of the labelled images.
     """
     places: dict[str, dict[tuple[str, ...], list[str]]] = defaultdict(dict)
-    for digest, row, image in zip(hashes, labels, names):
+    doubtful: dict[str, set[str]] = defaultdict(set)
+    for digest, row, image, unsure in zip(hashes, labels, names, unknown or [[]] * len(names)):
         places[digest].setdefault(tuple(sorted(row)), []).append(image)
-    twins = [found for found in places.values() if len(found) > 1]
+        doubtful[digest].update(unsure)
+    twins = [
+        found
+        for digest, found in places.items()
+        if len({frozenset(row) - doubtful[digest] for row in found}) > 1
+    ]
     if not twins:
         return
     count = sum(len(images) for found in twins for images in found.values())
@@ -319,15 +393,23 @@ def label_sets(dataset: Dataset) -> list[tuple[int, ...]]:
     one.
     """
     if "labels" in dataset.features:
-        return [tuple(labels) for labels in dataset["labels"]]
-    return [() if label == UNLABELLED else (label,) for label in dataset["label"]]
+        return [tuple(labels) for labels in dataset["labels"][:]]
+    return [() if label == UNLABELLED else (label,) for label in dataset["label"][:]]
 
 
-def encoded_images(dataset: Dataset) -> Iterator[bytes | str]:
+def unknown_sets(dataset: Dataset) -> list[tuple[int, ...]]:
+    """The indices of the classes that are not annotated for each image."""
+    if "unknown" in dataset.features:
+        return [tuple(unknown) for unknown in dataset["unknown"][:]]
+    return [()] * len(dataset)
+
+
+def encoded_images(dataset: Dataset, column: str = "image") -> Iterator[bytes | str]:
     """Each image as it is stored: its file's bytes where they are embedded, else its path."""
-    stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
-    for row in stored:
-        yield row["image"]["path"] if row["image"]["bytes"] is None else row["image"]["bytes"]
+    stored = dataset.select_columns([column]).with_format("arrow")
+    for table in stored.iter(IMAGES_AT_ONCE):
+        for image in table[column].to_pylist():
+            yield image["path"] if image["bytes"] is None else image["bytes"]
 
 
 def content_hashes(dataset: Dataset) -> list[str]:
@@ -342,7 +424,8 @@ def check_usable(dataset: DatasetDict, name: str) -> DatasetDict:
     it trains nothing.
 
     Raises:
-        ValueError: there are no images, or a split has one image, or one class.
+        ValueError: there are no images, a split has one image, or one class, or a class is unknown
+            of every image.
     """
     if not dataset:
         raise ValueError(f"{name} holds no images.")
@@ -353,6 +436,15 @@ def check_usable(dataset: DatasetDict, name: str) -> DatasetDict:
         for split, part in dataset.items()
     }
     everywhere = set().union(*counts.values())
+    unknown = Counter(
+        index for part in dataset.values() for indices in unknown_sets(part) for index in indices
+    )
+    total = sum(len(part) for part in dataset.values())
+    if nowhere := [names[index] for index, count in sorted(unknown.items()) if count == total]:
+        raise ValueError(
+            f"{name} says of no image whether it shows {', '.join(nowhere)}: leave that class out, "
+            "or add images for which it is known."
+        )
     for split, part in dataset.items():
         if len(part) < 2:
             raise ValueError(

@@ -113,15 +113,17 @@ def complete_splits(
 ) -> list[str]:
     """The split of each row.
 
-    All are drawn where none are `given`; where train has no validation beside it,
-    `validation_share` of train is held out; otherwise they stay.
+    All are drawn where none are `given`, or are test where its share is 1; where train has no
+    validation beside it, `validation_share` of train is held out; otherwise they stay.
 
     Raises:
         ValueError: shares that leave a split nothing, or too few groups, see `split_groups`.
     """
     for name, share in {"validation_share": validation_share, "test_share": test_share}.items():
-        if not 0 < share < 1:
+        if not 0 < share < 1 and (name, share) != ("test_share", 1):
             raise ValueError(f"{name} {share} is not between 0 and 1.")
+    if given is None and test_share == 1:
+        return ["test"] * len(labels)
     if given is None:
         shares = {
             "train": 1 - validation_share - test_share,

@@ -91,9 +91,9 @@ def interval(value: float, resampled: np.ndarray, num_patients: int, scale: str)
 
 def no_interval(resampled: np.ndarray, num_patients: int) -> str | None:
     """Why these resamples, (R,) or (R, B), give no interval; None where they do."""
-    undefined = int(np.isnan(resampled).sum())
     if len(resampled) == 0:
         return "no resamples were drawn"
+    undefined = int(np.isnan(resampled).reshape(len(resampled), -1).any(axis=1).sum())
     if num_patients < 2:
         return "an interval needs at least two patients"
     if undefined > MAX_UNDEFINED_SHARE * len(resampled):
@@ -118,7 +118,7 @@ def calibration_error(gaps: np.ndarray, resampled: np.ndarray, num_patients: int
 
     Args:
         gaps: float64 (B,), each bin's share of the images times mean(p - y).
-        resampled: float64 (R, B), the same of the bootstrap's resamples.
+        resampled: float64 (R, B), the same of the bootstrap's resamples; NaN as in `interval`.
         num_patients: of the sample.
     """
     value = np.abs(gaps).sum()
@@ -128,7 +128,7 @@ def calibration_error(gaps: np.ndarray, resampled: np.ndarray, num_patients: int
         reason = "no bin has a gap"
     if reason:
         return entry | {"low": None, "high": None, "reason": reason}
-    noise = resampled - gaps
+    noise = resampled[~np.isnan(resampled).any(axis=1)] - gaps
 
     def share_below(scale: float) -> float:
         return (np.abs(scale * gaps + noise).sum(axis=1) <= value).mean()

@@ -3,7 +3,8 @@
 A model's operation is a dict ready for JSON, `{"calibration", "thresholds", "abstention",
 "prevalence"}`, that goes as it is into the model's configuration. Calibration maps act on log-odds:
 of class 1 in a binary task, of each class in a multi-label one; several exclusive classes share a
-temperature. Thresholds and abstention bands are probabilities after calibration.
+temperature. Thresholds and abstention bands are probabilities after calibration. What is fitted to
+the labels of a class is fitted to the images for which it is known.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
-from evaluation.operating_points import abstention_band, choose_threshold
+from evaluation.operating_points import MAX_LOG_ODDS, abstention_band, choose_threshold
 from evaluation.predictions import Predictions
 from modeling.calibration_cxr import calibrate, check_operation, decide
 
@@ -44,19 +45,20 @@ def fit_operation(
     Returns:
         `calibration`: see `fit_calibration`. `thresholds`: one value on class 1 (binary), one a
         class (multi-label), or None (more exclusive classes: the most probable is decided); 0.5 for
-        a class that all images have, or none. `abstention`: [low, high] for each threshold, or
-        None. `prevalence`: share of each of the K classes in the split, with half an image more of
-        each where one is absent.
+        a class that all images have, or none. `abstention`: [low, high] for each threshold, of all
+        images, or None. `prevalence`: share of each of the K classes in the split, with half an
+        image more of each where one is absent.
 
     Raises:
         ValueError: what `fit_calibration`, `choose_threshold` and `abstention_band` refuse.
     """
     calibration = fit_calibration(predictions)
-    truth = predictions.truth
-    shares = truth.mean(axis=0)
-    if shares.min() == 0 or shares.max() == 1:  # Bayes' rule needs odds to start from
-        kinds = 2 if predictions.multi_label else truth.shape[1]
-        shares = (truth.sum(axis=0) + 0.5) / (len(truth) + 0.5 * kinds)
+    present, known = predictions.truth.sum(axis=0), predictions.known.sum(axis=0)
+    if ((0 < present) & (present < known)).all():
+        shares = present / known
+    else:  # Bayes' rule needs odds to start from
+        kinds = 2 if predictions.multi_label else len(present)
+        shares = (present + 0.5) / (known + 0.5 * kinds)
     operation = {
         "calibration": calibration,
         "thresholds": None,
@@ -66,12 +68,12 @@ def fit_operation(
     if _is_multi_class(predictions):
         return operation
     log_odds = _reported(predictions, _calibrate(predictions, calibration).log_odds)
-    columns = list(zip(_reported(predictions, truth).T, log_odds.T))
+    truth, known = (_reported(predictions, of) for of in (predictions.truth, predictions.known))
     thresholds = [
-        choose_threshold(positive, z, rule, target) if len(np.unique(positive)) == 2 else 0.5
-        for positive, z in columns
+        choose_threshold(y[there], z[there], rule, target) if len(np.unique(y[there])) == 2 else 0.5
+        for y, z, there in zip(truth.T, log_odds.T, known.T)
     ]
-    bands = [abstention_band(z, t, abstain_share) for (_, z), t in zip(columns, thresholds)]
+    bands = [abstention_band(z, t, abstain_share) for z, t in zip(log_odds.T, thresholds)]
     return operation | {"thresholds": thresholds, "abstention": bands if abstain_share else None}
 
 
@@ -84,7 +86,7 @@ def fit_calibration(predictions: Predictions) -> dict:
     first two only. All are fitted to Platt's smoothed targets, (n_k + 1) / (n_k + K) for the true
     class and 1 / (n_k + K) for the others, so that separable images keep finite odds, and with
     scales from 0.1 to 10. The five folds keep a patient's images together. The identity wins a tie
-    and is written as temperature 1.
+    and is written as temperature 1; a class that is known nowhere has it as its map.
 
     Temperature and Platt keep the order of all images. The isotonic map is extended to the extreme
     scores of this split with a slope of 0.01, so that it keeps the order of all scores between
@@ -98,8 +100,8 @@ def fit_calibration(predictions: Predictions) -> dict:
     Raises:
         ValueError: no class that some images have and others lack; one patient only.
     """
-    present = predictions.truth.sum(axis=0)
-    if not ((0 < present) & (present < len(predictions.labels))).any():
+    present, known = predictions.truth.sum(axis=0), predictions.known.sum(axis=0)
+    if not ((0 < present) & (present < known)).any():
         kind = "no image" if 0 in present else "only images"
         name = predictions.class_names[np.argmin(present)]
         raise ValueError(
@@ -223,8 +225,9 @@ def _identity(predictions: Predictions) -> dict:
 def _fit_temperature(predictions: Predictions) -> dict:
     logits, labels = predictions.logits, predictions.labels
     if predictions.multi_label:  # every class of every image is a row of a binary task
-        logits = np.column_stack([np.zeros(logits.size), logits.ravel()])
-        labels = labels.ravel().astype(np.int64)
+        known = predictions.known
+        logits = np.column_stack([np.zeros(known.sum()), logits[known]])
+        labels = labels[known].astype(np.int64)
     targets = _smoothed_targets(labels, logits.shape[1])
 
     def slope(scale: float) -> float:
@@ -243,6 +246,9 @@ def _fit_temperature(predictions: Predictions) -> dict:
 def _fit_platt(predictions: Predictions) -> dict:
     fitted = []
     for z, targets in _binary_tasks(predictions):
+        if not len(z):
+            fitted.append([1.0, 0.0])
+            continue
 
         def objective(
             parameters: np.ndarray, z: np.ndarray = z, targets: np.ndarray = targets
@@ -265,6 +271,10 @@ def _fit_platt(predictions: Predictions) -> dict:
 def _fit_isotonic(predictions: Predictions) -> dict:
     log_odds, calibrated = [], []
     for z, targets in _binary_tasks(predictions):
+        if not len(z):
+            for knots in (log_odds, calibrated):
+                knots.append([-MAX_LOG_ODDS, MAX_LOG_ODDS])
+            continue
         levels = IsotonicRegression().fit_transform(z, targets)
         values, block = np.unique(levels.round(12), return_inverse=True)
         knots = np.bincount(block, weights=z) / np.bincount(block)
@@ -300,10 +310,15 @@ def _reported(predictions: Predictions, columns: np.ndarray) -> np.ndarray:
 
 
 def _binary_tasks(predictions: Predictions) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(log-odds, smoothed targets) of each class with a map, both float64 (N,)."""
+    """(log-odds, smoothed targets) of each class with a map, both float64 (M,), where known."""
     truth = _reported(predictions, predictions.truth).astype(np.int64)
-    log_odds = _reported(predictions, predictions.log_odds)
-    return [(z, _smoothed_targets(y, 2)[:, 1]) for z, y in zip(log_odds.T, truth.T)]
+    log_odds, known = (
+        _reported(predictions, of) for of in (predictions.log_odds, predictions.known)
+    )
+    return [
+        (z[there], _smoothed_targets(y[there], 2)[:, 1])
+        for z, y, there in zip(log_odds.T, truth.T, known.T)
+    ]
 
 
 def _smoothed_targets(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -315,7 +330,7 @@ def _smoothed_targets(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def _log_loss(predictions: Predictions) -> float:
     if predictions.multi_label:
         signs = np.where(predictions.labels, -1, 1)
-        return float(np.logaddexp(0, signs * predictions.logits).mean())
+        return float(np.logaddexp(0, signs * predictions.logits)[predictions.known].mean())
     true = np.take_along_axis(predictions.logits, predictions.labels[:, None], axis=1)[:, 0]
     return float((np.logaddexp.reduce(predictions.logits, axis=1) - true).mean())
 

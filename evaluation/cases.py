@@ -25,7 +25,8 @@ def choose_cases(models: Mapping[str, Predictions], count: int = 12) -> list[dic
 
     Returns:
         A dict a case: `kind`, `index` (row of the image), `image_id`, `truth` (class names joined
-        by "|", or "none"), `probabilities` {model: {class: p}} and `wrong` (the models that err).
+        by "|", or "none", and those unknown), `probabilities` {model: {class: p}} and `wrong` (the
+        models that err).
 
     Raises:
         ValueError: no model, a negative count, or models of different images, labels or classes.
@@ -73,7 +74,8 @@ def _certainty(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.nda
     """How sure a model is of its decisions, how near their boundary it is, and whether it errs.
 
     Each (N, D), for the D decisions on an image (K if multi-label, else 1): the log-odds of what
-    was decided, its distance from the boundary in log-odds, and bool, whether it is wrong.
+    was decided, its distance from the boundary in log-odds, and bool, whether it is wrong. Where a
+    finding is unknown, the distance is infinite, and nothing is wrong.
     """
     log_odds, decided = predictions.log_odds, predictions.decisions
     with np.errstate(divide="ignore"):
@@ -81,7 +83,8 @@ def _certainty(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.nda
         boundary = np.log(thresholds) - np.log1p(-thresholds)
     if predictions.multi_label:
         confidence = np.where(decided, log_odds, -log_odds)
-        return confidence, np.abs(log_odds - boundary), decided != predictions.labels
+        distance = np.where(predictions.known, np.abs(log_odds - boundary), np.inf)
+        return confidence, distance, (decided != predictions.labels) & predictions.known
     confidence = np.take_along_axis(log_odds, decided[:, None], axis=1)
     wrong = (decided != predictions.labels)[:, None]
     if len(predictions.class_names) == 2:
@@ -93,5 +96,8 @@ def _certainty(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.nda
 def _truth(predictions: Predictions, index: int) -> str:
     if not predictions.multi_label:
         return predictions.class_names[predictions.labels[index]]
-    names = [n for n, present in zip(predictions.class_names, predictions.labels[index]) if present]
-    return "|".join(names) or "none"
+    present, unknown = (
+        "|".join(np.array(predictions.class_names)[row])
+        for row in (predictions.labels[index], ~predictions.known[index])
+    )
+    return (present or "none") + (f" (unknown: {unknown})" if unknown else "")

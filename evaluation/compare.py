@@ -73,29 +73,32 @@ def compare_models(
 def compare_bootstraps(first: Bootstrap, second: Bootstrap) -> dict:
     """What `compare_models` gives, of statistics of the same images in the same order."""
     a, b = first.predictions, second.predictions
-    num_patients = len(np.unique(a.patient_id))
+    num_patients, classes_of_a = len(np.unique(a.patient_id)), one_vs_rest(a)
+    patients = {k: len(np.unique(a.patient_id[one.image])) for k, one in classes_of_a.items()}
 
     def entry(key: Key) -> dict:
         group, metric, _ = key
         of_a, of_b = first.values[key], second.values[key]
+        if np.isnan(of_a).any() or np.isnan(of_b).any():
+            return {"value": None, "reason": f"{needs(a, group, metric)}, for both models"}
         if metric in CALIBRATION_ERRORS:
             value = float(np.abs(of_a).sum() - np.abs(of_b).sum())
             reason = "the bias of the two calibration errors differs"
             return {"value": value, "low": None, "high": None, "reason": reason}
         value = float(of_a[0] - of_b[0])
-        if math.isnan(value):
-            return {"value": None, "reason": f"{needs(a, group, metric)}, for both models"}
         if left_out(first, key) != left_out(second, key):
             return {"value": None, "reason": "the two means are over different classes"}
         resampled = first.resampled[key] - second.resampled[key]
-        return {"value": value, **interval(value, resampled, num_patients, "linear")}
+        count = patients.get(group, num_patients)
+        return {"value": value, **interval(value, resampled, count, "linear")}
 
     entries = nested({key: entry(key) for key in first.values})
-    classes = {}
-    for (k, positive, _, scores_a), (*_, scores_b) in zip(one_vs_rest(a), one_vs_rest(b)):
+    classes, of_b = {}, one_vs_rest(b)
+    for k, one in classes_of_a.items():
+        compared = (one.positive, one.log_odds, of_b[k].log_odds)
         classes[a.class_names[k]] = {
-            "delong": delong(positive, scores_a, scores_b),
-            "delong_clustered": delong(positive, scores_a, scores_b, a.patient_id),
+            "delong": delong(*compared),
+            "delong_clustered": delong(*compared, a.patient_id[one.image]),
             "differences": entries.pop(k),
         }
     report = {"n": len(a.image_id), "patients": num_patients}
@@ -202,6 +205,7 @@ def align(a: Predictions, b: Predictions) -> Predictions:
     for what, of_a, of_b in (
         ("patient", a.patient_id, b.patient_id),
         ("label", a.labels, b.labels),
+        ("known findings", a.known, b.known),
     ):
         differs = (of_a != of_b).reshape(len(of_a), -1).any(axis=1)
         if differs.any():

@@ -1,11 +1,13 @@
 """Metrics with patient-clustered bootstrap intervals, from a predictions file's content alone.
 
 Each statistic is written once, for image weights of shape (R, N): a row of ones gives its value,
-the rows of `resample_weights` its bootstrap distribution, without a loop over resamples.
+the rows of `resample_weights` its bootstrap distribution. A class counts over the images for which
+it is known.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,13 +61,30 @@ _SCALES = {
 Key = tuple[int | str | None, str, str | None]
 
 
+class OneVsRest(NamedTuple):
+    """One class against the rest, or all pairs of image and class, where the truth is known.
+
+    Attributes:
+        image: int64 (M,), the image of each entry.
+        positive: bool (M,).
+        decided: bool (M,).
+        log_odds: float64 (M,), of the class's probability.
+    """
+
+    image: np.ndarray
+    positive: np.ndarray
+    decided: np.ndarray
+    log_odds: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
     """Every statistic of a predictions file, as it is and on resamples of its patients.
 
     Attributes:
-        values: see `statistics`, for weights of one.
-        resampled: the same for each of R resamples; empty where none was drawn.
+        values: every metric, float64 (1,), NaN where undefined. A calibration error is (1, B)
+            instead: the gaps of its bins, whose absolute values add up to it.
+        resampled: the same for each of R resamples, (R,) or (R, B); empty where none was drawn.
     """
 
     predictions: Predictions
@@ -90,18 +109,56 @@ def bootstrap_statistics(
     """
     targets = checked_targets(specificities, sensitivities, prevalences)
     num_images, num_classes = predictions.logits.shape
+    groups = {key: _Group(found) for key, found in one_vs_rest(predictions).items()}
+    if predictions.multi_label:
+        groups["micro"] = _Group(_all_pairs(predictions))
+    right = predictions.labels == predictions.decisions
+
+    def of(weights: np.ndarray) -> dict[Key, np.ndarray]:
+        found = {
+            (key, *metric): values
+            for key, group in groups.items()
+            for metric, values in group.statistics(weights, targets).items()
+        }
+        if _task(predictions) == "multi_class":
+            found[None, "accuracy", None] = weights @ right / weights.sum(axis=1)
+        return found
+
     # In as many pieces as classes: the micro average has a column an image and class.
     pieces = [
-        statistics(predictions, rows, targets)
+        of(rows)
         for weights in resample_weights(predictions.patient_id, num_resamples, seed)
         for rows in np.array_split(weights, num_classes)
     ]
-    values = statistics(predictions, np.ones((1, num_images)), targets)
+    values = of(np.ones((1, num_images)))
     resampled = {
-        key: np.concatenate([piece[key] for piece in pieces]) if pieces else np.empty(0)
+        key: np.concatenate([piece[key] for piece in pieces]) if pieces else values[key][:0]
         for key in values
     }
+    if _task(predictions) != "binary":
+        resampled = _with_means(resampled, values, num_classes)
+        values = _with_means(values, values, num_classes)
     return Bootstrap(predictions, values, resampled, num_resamples, seed)
+
+
+def _with_means(
+    found: dict[Key, np.ndarray], whole: dict[Key, np.ndarray], num_classes: int
+) -> dict[Key, np.ndarray]:
+    """The same with the means over the classes, of which those that `whole` lacks are left out.
+
+    A resample may lack what the sample has, and has no mean then.
+    """
+    means = {}
+    for metric, target in [(metric, target) for k, metric, target in whole if k == 0]:
+        keys = [(k, metric, target) for k in range(num_classes)]
+        values = [found[key] for key in keys if not np.isnan(whole[key]).any()]
+        values = values or [found[key] for key in keys]
+        if metric in CALIBRATION_ERRORS:
+            # Bins of all classes, side by side: the sum over them is the mean over classes.
+            means["macro", metric, target] = np.concatenate(values, axis=1) / len(values)
+        else:
+            means["macro", metric, target] = np.mean(values, axis=0)
+    return found | means | {(None, "auroc", None): means["macro", "auroc", None]}
 
 
 def compute_metrics(
@@ -120,7 +177,8 @@ def compute_metrics(
     `{"0.9": entry}`: `sensitivity_at_specificity` and `specificity_at_sensitivity` (the best over
     all thresholds that keep at least the target), `ppv_at_prevalence` and `npv_at_prevalence`
     (Bayes' rule on the sensitivity and specificity of the decisions). More classes, or
-    multi-label: the same for every class against the rest under `classes`; their unweighted mean
+    multi-label: the same for every class against the rest under `classes`, with `n` and `patients`
+    of the images for which it is known, the only ones that count; their unweighted mean
     under `macro`, over the classes that have one, the others named by `without` (`macro`'s
     sensitivity is what multi-class work calls balanced accuracy); for multi-label under `micro`
     the metrics of all (image, class) pairs together; at the top the macro `auroc` and, for
@@ -166,22 +224,23 @@ def metrics_of(bootstrap: Bootstrap) -> dict:
     """What `compute_metrics` gives, of statistics that are there already."""
     predictions = bootstrap.predictions
     num_patients = len(np.unique(predictions.patient_id))
+    found_classes = one_vs_rest(predictions)
+    patients = {
+        k: len(np.unique(predictions.patient_id[one.image])) for k, one in found_classes.items()
+    }
 
     def entry(key: Key) -> dict:
         group, metric, _ = key
         value, resampled = bootstrap.values[key][0], bootstrap.resampled[key]
-        if metric in CALIBRATION_ERRORS:
-            return calibration_error(value, resampled, num_patients)
-        if np.isnan(value):
+        if np.isnan(value).any():
             return {"value": None, "reason": needs(predictions, group, metric)}
-        scale = _SCALES.get(metric, "logit")
         absent = left_out(bootstrap, key)
         mean_of_some = {"without": absent} if absent else {}
-        return {
-            "value": float(value),
-            **interval(value, resampled, num_patients, scale),
-            **mean_of_some,
-        }
+        count = patients.get(group, num_patients)
+        if metric in CALIBRATION_ERRORS:
+            return calibration_error(value, resampled, count) | mean_of_some
+        bounds = interval(value, resampled, count, _SCALES.get(metric, "logit"))
+        return {"value": float(value), **bounds, **mean_of_some}
 
     report = {
         "split": predictions.split,
@@ -194,10 +253,12 @@ def metrics_of(bootstrap: Bootstrap) -> dict:
     }
     entries = nested({key: entry(key) for key in bootstrap.values})
     classes = {}
-    for k, positive, decided, _ in one_vs_rest(predictions):
-        counts = dict(zip(("tn", "fp", "fn", "tp"), _cells(positive, decided).sum(axis=0).tolist()))
-        prevalence = {"prevalence": float(positive.mean())}
-        classes[predictions.class_names[k]] = prevalence | counts | entries.pop(k)
+    for k, one in found_classes.items():
+        n, cells = len(one.image), _cells(one.positive, one.decided)
+        told = {"n": n, "patients": patients[k]}
+        told["prevalence"] = float(one.positive.mean()) if n else None
+        counts = dict(zip(("tn", "fp", "fn", "tp"), cells.sum(axis=0).tolist()))
+        classes[predictions.class_names[k]] = told | counts | entries.pop(k)
     if report["task"] == "binary":
         ((name, metrics),) = classes.items()
         return report | {"positive_class": name} | metrics
@@ -224,7 +285,8 @@ def confusion_matrix(predictions: Predictions) -> np.ndarray:
     """
     num_classes = len(predictions.class_names)
     if predictions.multi_label:
-        cells = [_cells(p, d).sum(axis=0) for _, p, d, _ in one_vs_rest(predictions)]
+        classes = one_vs_rest(predictions).values()
+        cells = [_cells(one.positive, one.decided).sum(axis=0) for one in classes]
         return np.reshape(cells, (num_classes, 2, 2))
     pairs = predictions.labels * num_classes + predictions.decisions
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -238,20 +300,30 @@ def cumulative_counts(
     Args:
         positive: bool (N,).
         scores: float (N,), larger for more positive; equal scores pass the threshold together.
-        weights: float (R, N), how often each image counts.
+        weights: float (R, N), how often each image counts, a whole number.
 
     Returns:
         (tp, fp), each float64 (R, T + 1) for T distinct scores, from no image above the threshold
         to all of them.
     """
+    order, ends = _ranking(scores)
+    counts = [_counts_at(positive[order], ends, row[order]) for row in weights]
+    return tuple(np.array(counts, dtype=np.float64).reshape(-1, 2, len(ends) + 1).swapaxes(0, 1))
+
+
+def _ranking(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order from the largest score, (N,), and where in it the T distinct ones end, (T,)."""
     order = np.argsort(-scores)
-    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
-    weights = weights[:, order]
-    counts = []
-    for group in (positive[order], ~positive[order]):
-        passed = np.zeros((len(weights), len(ends) + 1))
-        passed[:, 1:] = (weights * group).cumsum(axis=1)[:, ends]
-        counts.append(passed)
+    return order, np.flatnonzero(np.diff(scores[order], append=-np.inf))
+
+
+def _counts_at(
+    positive: np.ndarray, ends: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A row of what `cumulative_counts` gives, of what is ranked already: both int64 (T + 1,)."""
+    weights = weights.astype(np.int64)  # whole numbers, added up several times as fast
+    passed = (weights * group for group in (positive, ~positive))
+    counts = [np.concatenate([[0], one.cumsum()[ends]]) for one in passed]
     return counts[0], counts[1]
 
 
@@ -271,71 +343,29 @@ def _task(predictions: Predictions) -> str:
     return "binary" if len(predictions.class_names) == 2 else "multi_class"
 
 
-def one_vs_rest(
-    predictions: Predictions,
-) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """(index, positive, decided, log-odds) of each class to report; of a binary task, class 1.
-
-    The arrays are (N,): two bool, one float64.
-    """
+def one_vs_rest(predictions: Predictions) -> dict[int, OneVsRest]:
+    """The classes to report, by their index; of a binary task, class 1."""
     indices = [1] if _task(predictions) == "binary" else range(len(predictions.class_names))
-    labels, decisions, log_odds = predictions.labels, predictions.decisions, predictions.log_odds
-    found = []
+    decisions, truth, log_odds = predictions.decisions, predictions.truth, predictions.log_odds
+    found = {}
     for k in indices:
-        positive = labels[:, k] if predictions.multi_label else labels == k
+        image = np.flatnonzero(predictions.known[:, k])
         decided = decisions[:, k] if predictions.multi_label else decisions == k
-        found.append((k, positive, decided, log_odds[:, k]))
+        found[k] = OneVsRest(image, truth[image, k], decided[image], log_odds[image, k])
     return found
 
 
-def statistics(
-    predictions: Predictions, weights: np.ndarray, targets: dict[str, Sequence[float]]
-) -> dict[Key, np.ndarray]:
-    """Every metric for weights (R, N), each float64 (R,), NaN where undefined.
-
-    A calibration error is (R, B) instead: the gaps of its bins, whose absolute values add up to it.
-
-    Args:
-        predictions: of N images.
-        weights: float64 (R, N), how often each image counts.
-        targets: the rates to hold, under "sensitivity_at_specificity",
-            "specificity_at_sensitivity" and "at_prevalence".
-    """
-    found, whole, one_class = {}, {}, {}
-    for k, *of_class in one_vs_rest(predictions):
-        one_class = _class_statistics(*of_class, weights, targets)
-        found |= {(k, *key): values for key, values in one_class.items()}
-        for key, values in _class_statistics(*of_class, np.ones_like(weights[:1]), targets).items():
-            whole[k, *key] = values[0]
-    if _task(predictions) == "binary":
-        return found
-    indices = range(len(predictions.class_names))
-    for metric, target in one_class:
-        # A resample may lack what the sample has, and is then left out; what the sample lacks is
-        # left out of the mean.
-        has = [k for k in indices if not np.isnan(whole[k, metric, target]).any()]
-        values = [found[k, metric, target] for k in has or indices]
-        if metric in CALIBRATION_ERRORS:
-            # Bins of all classes, side by side: the sum over them is the mean over classes.
-            found["macro", metric, target] = np.concatenate(values, axis=1) / len(indices)
-        else:
-            found["macro", metric, target] = np.mean(values, axis=0)
-    found[None, "auroc", None] = found["macro", "auroc", None]
-    if predictions.multi_label:
-        pairs = (predictions.labels, predictions.decisions, predictions.log_odds)
-        weights = weights.repeat(len(indices), axis=1)
-        micro = _class_statistics(*(pair.ravel() for pair in pairs), weights, targets)
-        found |= {("micro", *key): values for key, values in micro.items()}
-    else:
-        right = predictions.labels == predictions.decisions
-        found[None, "accuracy", None] = weights @ right / weights.sum(axis=1)
-    return found
+def _all_pairs(predictions: Predictions) -> OneVsRest:
+    """Every known pair of image and class of a multi-label task."""
+    known, columns = predictions.known, (predictions.truth, predictions.decisions)
+    image, _ = np.nonzero(known)
+    return OneVsRest(image, *(column[known] for column in columns), predictions.log_odds[known])
 
 
 def checked_targets(
     specificities: Sequence[float], sensitivities: Sequence[float], prevalences: Sequence[float]
 ) -> dict[str, Sequence[float]]:
-    """The `targets` of `statistics`.
+    """The rates to hold: `targets` of `_Group.statistics`.
 
     Raises:
         ValueError: a rate outside [0, 1], or a prevalence that is not between 0 and 1.
@@ -354,7 +384,11 @@ def checked_targets(
 
 
 def needs(predictions: Predictions, group: int | str | None, metric: str) -> str:
-    """What a metric lacks where `statistics` gives NaN."""
+    """What a metric lacks where its value is NaN."""
+    if isinstance(group, int) and not predictions.known[:, group].any():
+        return f"needs images for which {predictions.class_names[group]} is known"
+    if not predictions.known.any():
+        return "needs images for which a class is known"
     if isinstance(group, int):
         name = predictions.class_names[group]
     else:
@@ -374,73 +408,105 @@ def nested(flat: dict[Key, dict]) -> dict[int | str | None, dict]:
     return found
 
 
-def _class_statistics(
-    positive: np.ndarray,
-    decided: np.ndarray,
-    log_odds: np.ndarray,
-    weights: np.ndarray,
-    targets: dict[str, Sequence[float]],
-) -> dict[tuple[str, str | None], np.ndarray]:
-    total = weights.sum(axis=1)
-    tn, fp, fn, tp = (weights @ _cells(positive, decided)).T
-    positives, negatives = tp + fn, tn + fp
-    sensitivity, specificity = _ratio(tp, positives), _ratio(tn, negatives)
-    above_tp, above_fp = cumulative_counts(positive, log_odds, weights)
-    area = (np.diff(above_fp) * (above_tp[:, 1:] + above_tp[:, :-1])).sum(axis=1) / 2
-    # Precision is undefined where no drawn image passes the threshold; no recall is added there.
-    precision = np.nan_to_num(_ratio(above_tp, above_tp + above_fp))[:, 1:]
-    recalled = (np.diff(above_tp) * precision).sum(axis=1)
-    probability = np.exp(-np.logaddexp(0, -log_odds))
-    error = probability - positive
-    loss = np.logaddexp(0, np.where(positive, -log_odds, log_odds))
-    # In this order a perfect table gives exactly 1: the root of a rounded square is exact.
-    margins = ((tp + fp) * positives) * ((tn + fn) * negatives)
-    # Naeini et al. 2015, on the probability of the positive class: a bin's n_bin / n times
-    # |mean(y) - mean(p)| is |sum(y - p)| / n, so one product gives all bins of all resamples.
-    width_bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)
-    below = np.searchsorted(np.sort(log_odds), log_odds)  # equal for ties, so they share a bin
-    mass_bins = below * ECE_BINS // len(log_odds)
-    gaps = [
-        weights @ (error[:, None] * (bins[:, None] == np.arange(ECE_BINS))) / total[:, None]
-        for bins in (width_bins, mass_bins)
-    ]
-    found = {
-        "auroc": _ratio(area, positives * negatives),
-        "auprc": _ratio(recalled, positives),
-        "accuracy": (tp + tn) / total,
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "ppv": _ratio(tp, tp + fp),
-        "npv": _ratio(tn, tn + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "mcc": _ratio(tp * tn - fp * fn, np.sqrt(margins)),
-        "brier": weights @ error**2 / total,
-        "ece": gaps[0],
-        "ece_mass": gaps[1],
-        "log_loss": weights @ loss / total,
-    }
-    found = {(metric, None): values for metric, values in found.items()}
-    rows = np.arange(len(weights))
-    both = (positives > 0) & (negatives > 0)
-    # 1e-9 of an image: a target times a count need not be whole where it should be.
-    for target in targets["sensitivity_at_specificity"]:
-        allowed = (1 - target) * negatives[:, None] + 1e-9
-        last = (above_fp <= allowed).sum(axis=1) - 1
-        reached = np.where(both, above_tp[rows, last], np.nan)
-        found["sensitivity_at_specificity", f"{target:g}"] = _ratio(reached, positives)
-    for target in targets["specificity_at_sensitivity"]:
-        first = (above_tp < target * positives[:, None] - 1e-9).sum(axis=1)
-        kept = np.where(both, negatives - above_fp[rows, first], np.nan)
-        found["specificity_at_sensitivity", f"{target:g}"] = _ratio(kept, negatives)
-    for target in targets["at_prevalence"]:
-        true_positive, false_positive = target * sensitivity, (1 - target) * (1 - specificity)
-        true_negative, false_negative = (1 - target) * specificity, target * (1 - sensitivity)
-        ppv = _ratio(true_positive, true_positive + false_positive)
-        npv = _ratio(true_negative, true_negative + false_negative)
-        found["ppv_at_prevalence", f"{target:g}"] = ppv
-        found["npv_at_prevalence", f"{target:g}"] = npv
-    return found
+class _Group:
+    """What does not change between resamples, of one class or of all pairs."""
+
+    def __init__(self, one: OneVsRest) -> None:
+        self.image = one.image
+        self.cells = _cells(one.positive, one.decided).astype(np.float64)
+        order, self.ends = _ranking(one.log_odds)
+        self.order, self.ranked = order, one.positive[order]
+        probability = np.exp(-np.logaddexp(0, -one.log_odds))
+        error = probability - one.positive
+        self.squares = error**2
+        self.loss = np.logaddexp(0, np.where(one.positive, -one.log_odds, one.log_odds))
+        # Naeini et al. 2015, on the probability of the positive class: a bin's n_bin / n times
+        # |mean(y) - mean(p)| is |sum(y - p)| / n, so one product gives all bins of all resamples.
+        width_bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)
+        # Equal for ties, so they share a bin.
+        below = np.searchsorted(np.sort(one.log_odds), one.log_odds)
+        mass_bins = below * ECE_BINS // max(1, len(below))
+        self.binned = [
+            error[:, None] * (bins[:, None] == np.arange(ECE_BINS))
+            for bins in (width_bins, mass_bins)
+        ]
+
+    def statistics(
+        self, weights: np.ndarray, targets: dict[str, Sequence[float]]
+    ) -> dict[tuple[str, str | None], np.ndarray]:
+        """Every metric for weights (R, N), how often each image counts; see `Bootstrap.values`.
+
+        Args:
+            weights: float64, whole numbers.
+            targets: the rates to hold, under "sensitivity_at_specificity",
+                "specificity_at_sensitivity" and "at_prevalence".
+        """
+        if not np.array_equal(self.image, np.arange(weights.shape[1])):
+            weights = weights.take(self.image, axis=1)
+        total = weights.sum(axis=1)
+        tn, fp, fn, tp = (weights @ self.cells).T
+        positives, negatives = tp + fn, tn + fp
+        sensitivity, specificity = _ratio(tp, positives), _ratio(tn, negatives)
+        curves = [self._curve(row, targets) for row in weights]
+        area, recalled, *reached = np.array(curves).reshape(len(weights), -1).T
+        # In this order a perfect table gives exactly 1: the root of a rounded square is exact.
+        margins = ((tp + fp) * positives) * ((tn + fn) * negatives)
+        gaps = [_ratio(weights @ binned, total[:, None]) for binned in self.binned]
+        found = {
+            "auroc": _ratio(area, positives * negatives),
+            "auprc": _ratio(recalled, positives),
+            "accuracy": _ratio(tp + tn, total),
+            "balanced_accuracy": (sensitivity + specificity) / 2,
+            "sensitivity": sensitivity,
+            "specificity": specificity,
+            "ppv": _ratio(tp, tp + fp),
+            "npv": _ratio(tn, tn + fn),
+            "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+            "mcc": _ratio(tp * tn - fp * fn, np.sqrt(margins)),
+            "brier": _ratio(weights @ self.squares, total),
+            "ece": gaps[0],
+            "ece_mass": gaps[1],
+            "log_loss": _ratio(weights @ self.loss, total),
+        }
+        found = {(metric, None): values for metric, values in found.items()}
+        both = (positives > 0) & (negatives > 0)
+        rates = [
+            ("sensitivity_at_specificity", positives),
+            ("specificity_at_sensitivity", negatives),
+        ]
+        asked = [(key, group, target) for key, group in rates for target in targets[key]]
+        for (key, group, target), count in zip(asked, reached):
+            found[key, f"{target:g}"] = _ratio(np.where(both, count, np.nan), group)
+        for target in targets["at_prevalence"]:
+            true_positive, false_positive = target * sensitivity, (1 - target) * (1 - specificity)
+            true_negative, false_negative = (1 - target) * specificity, target * (1 - sensitivity)
+            ppv = _ratio(true_positive, true_positive + false_positive)
+            npv = _ratio(true_negative, true_negative + false_negative)
+            found["ppv_at_prevalence", f"{target:g}"] = ppv
+            found["npv_at_prevalence", f"{target:g}"] = npv
+        return found
+
+    def _curve(self, weights: np.ndarray, targets: dict[str, Sequence[float]]) -> list[float]:
+        """What is read off the curves of one resample, (N,): counts, not yet shares.
+
+        They are taken resample by resample: a block of them would be too large to stay at hand.
+
+        Returns:
+            The area under false positives against true ones; the precision, summed over the true
+            positives; the true positives at each specificity held, and the true negatives at each
+            sensitivity.
+        """
+        tp, fp = _counts_at(self.ranked, self.ends, weights[self.order])
+        area = (np.diff(fp) * (tp[1:] + tp[:-1])).sum() / 2
+        # Where no drawn image passes the threshold, no recall is added, and 0 / 1 will do.
+        precision = tp[1:] / np.maximum(tp + fp, 1)[1:]
+        found = [area, (np.diff(tp) * precision).sum()]
+        # 1e-9 of an image: a target times a count need not be whole where it should be.
+        for target in targets["sensitivity_at_specificity"]:
+            found.append(tp[np.searchsorted(fp, (1 - target) * fp[-1] + 1e-9, side="right") - 1])
+        for target in targets["specificity_at_sensitivity"]:
+            found.append(fp[-1] - fp[np.searchsorted(tp, target * tp[-1] - 1e-9)])
+        return found
 
 
 def _cells(positive: np.ndarray, decided: np.ndarray) -> np.ndarray:
@@ -449,5 +515,6 @@ def _cells(positive: np.ndarray, decided: np.ndarray) -> np.ndarray:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """NaN where the denominator is 0."""
     undefined = np.full(np.shape(numerator), np.nan)
     return np.divide(numerator, denominator, out=undefined, where=denominator > 0)

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,10 +26,13 @@ class Predictions:
         thresholds: operating point on the probability: of class 1 in a binary task, of each class
             when `multi_label`; None decides for the larger probability, or p > 0.5.
         extra: further columns of the file, each str (N,), such as "subtype" or "view".
+        unknown: bool (N, K), the findings that nobody annotated, whose `labels` are False and count
+            nowhere; None where all are known. When `multi_label` only.
 
     Raises:
         ValueError: shapes that disagree, no image, a duplicate image id, an empty patient id, a
-            logit that is not finite, a label outside the classes, or thresholds that do not fit.
+            logit that is not finite, a label outside the classes, a finding that is present and
+            unknown, or thresholds that do not fit.
     """
 
     image_id: np.ndarray
@@ -41,6 +44,7 @@ class Predictions:
     multi_label: bool = False
     thresholds: tuple[float, ...] | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    unknown: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         num_images, num_classes = len(self.image_id), len(self.class_names)
@@ -61,6 +65,10 @@ class Predictions:
             ),
             **{name: (column, (num_images,)) for name, column in self.extra.items()},
         }
+        if self.unknown is not None:
+            if not self.multi_label:
+                raise ValueError("unknown findings are for a multi-label task.")
+            shapes["unknown"] = (self.unknown, (num_images, num_classes))
         for name, (array, shape) in shapes.items():
             if array.shape != shape:
                 raise ValueError(f"{name} has shape {array.shape} where {shape} is needed.")
@@ -74,6 +82,9 @@ class Predictions:
         if not self.multi_label:
             unknown = (self.labels < 0) | (self.labels >= num_classes)
             self._refuse(unknown, f"has a label index outside 0..{num_classes - 1}")
+        if self.unknown is not None:
+            both = (self.truth & self.unknown).any(axis=1)
+            self._refuse(both, "has a finding that is present and unknown")
 
         if self.thresholds is not None:
             needed = num_classes if self.multi_label else 1
@@ -105,7 +116,15 @@ class Predictions:
             labels=self.labels[rows],
             logits=self.logits[rows],
             extra={name: column[rows] for name, column in self.extra.items()},
+            unknown=None if self.unknown is None else self.unknown[rows],
         )
+
+    @property
+    def known(self) -> np.ndarray:
+        """The classes of which it is known whether an image has them: bool (N, K)."""
+        if self.unknown is None:
+            return np.ones(self.logits.shape, dtype=bool)
+        return ~self.unknown
 
     @property
     def truth(self) -> np.ndarray:
@@ -151,32 +170,37 @@ def write_predictions(
     class_names: Sequence[str],
     split: str,
     multi_label: bool = False,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a predictions CSV, whole or not at all.
 
     The columns are `image_id,patient_id,label,logit_<CLASS>...,split`, `label` being the class
     name. In a multi-label file that column is called `labels`, as in the dataset, and holds the
-    names joined by `|`, "" for none; the column's name is what tells the two kinds apart. Logits
-    are float32, printed in the fewest digits that read back as the same float32.
+    names joined by `|`, "" for none; the column's name is what tells the two kinds apart. Where
+    some are unknown, the column `unknown` beside it holds these alike. Logits are float32, printed
+    in the fewest digits that read back as the same float32.
 
     Args:
         path: of the CSV.
         image_ids: N names, each unique.
         patient_ids: the patient of each image.
-        labels: int (N,) class indices, or bool / 0-1 (N, K) when `multi_label`.
+        labels: int (N,) class indices; when `multi_label` (N, K) of 1, 0 and, for what is unknown,
+            NaN.
         logits: (N, K), stored as float32.
         class_names: K names, in the order of the logits.
         split: name of the split, e.g. "test".
         multi_label: whether an image may have any number of the classes.
+        extra: further columns, see `Predictions`.
 
     Raises:
         ValueError: see `Predictions`; labels that are not class indices, or when `multi_label` not
-            0 and 1; a multi-label class name with `|`.
+            0, 1 or NaN; a multi-label class name with `|`.
         OSError: the file cannot be written.
     """
     labels = np.asarray(labels)
-    if multi_label and not np.isin(labels, (0, 1)).all():
-        raise ValueError("multi-label labels must all be 0 or 1.")
+    unknown = np.isnan(labels) if multi_label else None
+    if multi_label and not np.isin(labels[~unknown], (0, 1)).all():
+        raise ValueError("multi-label labels must all be 0 or 1, or NaN for what is unknown.")
     if not multi_label and labels.size and labels.dtype.kind not in "iu":
         raise ValueError(f"single-label labels must be class indices, not {labels.dtype}.")
     if multi_label and any("|" in name for name in class_names):
@@ -185,11 +209,13 @@ def write_predictions(
     predictions = Predictions(
         image_id=np.array([str(i) for i in image_ids], dtype=str),
         patient_id=np.array([str(i) for i in patient_ids], dtype=str),
-        labels=labels.astype(bool if multi_label else np.int64),
+        labels=(labels == 1) if multi_label else labels.astype(np.int64),
         logits=stored.astype(np.float64),
         class_names=tuple(class_names),
         split=split,
         multi_label=multi_label,
+        extra=dict(extra or {}),
+        unknown=unknown,
     )
     write_text(path, _table({None: predictions}))
 
@@ -220,20 +246,28 @@ def _table(models: dict[str | None, Predictions]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["image_id", "patient_id", "labels" if multi_label else "label"]
-    head += [*(f"logit_{name}" for name in names), "split", *first.extra]
+    any_unknown = any(not predictions.known.all() for predictions in models.values())
+    head += [
+        *["unknown"] * any_unknown,
+        *(f"logit_{name}" for name in names),
+        "split",
+        *first.extra,
+    ]
     writer.writerow(head if None in models else ["model", *head])
     for model, predictions in models.items():
         stored = predictions.logits.astype(np.float32)
-        columns = (predictions.image_id, predictions.patient_id, predictions.labels, stored)
+        columns = [predictions.image_id, predictions.patient_id]
+        columns.append([_joined(names, row) for row in predictions.truth])
+        columns += [[_joined(names, row) for row in ~predictions.known]] * any_unknown
         extra = zip(*predictions.extra.values()) if first.extra else [()] * len(stored)
-        for (image_id, patient_id, label, row), more in zip(zip(*columns), extra):
-            if multi_label:
-                name = "|".join(name for name, present in zip(names, label) if present)
-            else:
-                name = names[label]
-            cells = [image_id, patient_id, name, *map(str, row), predictions.split, *more]
+        for head, row, more in zip(zip(*columns), stored, extra):
+            cells = [*head, *map(str, row), predictions.split, *more]
             writer.writerow(cells if model is None else [model, *cells])
     return text.getvalue()
+
+
+def _joined(names: Sequence[str], chosen: np.ndarray) -> str:
+    return "|".join(name for name, there in zip(names, chosen) if there)
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -288,29 +322,33 @@ def _from_rows(rows: list[dict[str, str]], columns: Sequence[str]) -> Prediction
     multi_label = "labels" in columns
     names = tuple(c.removeprefix("logit_") for c in columns if c.startswith("logit_"))
     known = {"model", "image_id", "patient_id", "label", "labels", "split"}
+    if has_unknown := multi_label and "unknown" in columns:
+        known.add("unknown")
     extra = [c for c in columns if c not in known and not c.startswith("logit_")]
-    read_labels = _read_multi_label if multi_label else _read_label
+    if multi_label:
+        labels = [_read_classes(row, "labels", names) for row in rows]
+    else:
+        labels = [_class_index(row, row["label"], names) for row in rows]
+    unknown = [_read_classes(row, "unknown", names) for row in rows] if has_unknown else None
     return Predictions(
         image_id=np.array([row["image_id"] for row in rows], dtype=str),
         patient_id=np.array([row["patient_id"] for row in rows], dtype=str),
-        labels=np.array([read_labels(row, names) for row in rows]),
+        labels=np.array(labels),
         logits=np.array([[_read_logit(row, name) for name in names] for row in rows]),
         class_names=names,
         split=splits[0],
         multi_label=multi_label,
         extra={c: np.array([row[c] for row in rows], dtype=str) for c in extra},
+        unknown=np.array(unknown) if has_unknown else None,
     )
 
 
-def _read_label(row: dict[str, str], class_names: tuple[str, ...]) -> int:
-    return _class_index(row, row["label"], class_names)
-
-
-def _read_multi_label(row: dict[str, str], class_names: tuple[str, ...]) -> np.ndarray:
-    labels = np.zeros(len(class_names), dtype=bool)
-    for name in row["labels"].split("|") if row["labels"] else []:
-        labels[_class_index(row, name, class_names)] = True
-    return labels
+def _read_classes(row: dict[str, str], column: str, class_names: tuple[str, ...]) -> np.ndarray:
+    """The classes that a cell names: bool (K,)."""
+    named = np.zeros(len(class_names), dtype=bool)
+    for name in row[column].split("|") if row[column] else []:
+        named[_class_index(row, name, class_names)] = True
+    return named
 
 
 def _class_index(row: dict[str, str], name: str, class_names: tuple[str, ...]) -> int:

@@ -29,7 +29,7 @@ from evaluation.figures import (
     plot_scores,
     plot_threshold_sweep,
 )
-from evaluation.metrics import bootstrap_statistics, compute_metrics, metrics_of
+from evaluation.metrics import Bootstrap, bootstrap_statistics, compute_metrics, metrics_of
 from evaluation.pages.report import write_report
 from evaluation.predictions import Predictions, read_predictions_by_model, write_text
 from evaluation.saliency import compare_saliency, read_saliency, summarize_saliency
@@ -54,6 +54,11 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
     context = read_json(folder / "context.json", ("title", "command", "dataset", "models"))
     raw = read_predictions_by_model(folder / "predictions.csv")
     first = next(iter(raw.values()))
+    if not first.known.any():
+        raise ValueError(
+            f"{folder / 'predictions.csv'} knows of no image whether it has a class; metrics need "
+            "labels."
+        )
     raw = {name: align(first, predictions) for name, predictions in raw.items()}
     rows = None
     if (folder / "saliency.csv").is_file():
@@ -74,7 +79,7 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
         report["models"][name] = {
             **context["models"][name],
             "metrics": metrics_of(bootstraps[name]),
-            "uncalibrated": compute_metrics(raw[name], num_resamples, seed),
+            "uncalibrated": _uncalibrated(raw[name], operation, bootstraps[name]),
             "prevalence": _under_prevalences(
                 predictions, operation, context.get("prevalence"), num_resamples, seed
             ),
@@ -102,6 +107,13 @@ def score_report(folder: str | Path, num_resamples: int = 2000, seed: int = 0) -
     _draw(folder / "figures", operated, report)
     write_report(folder)
     return report
+
+
+def _uncalibrated(raw: Predictions, operation: dict, operated: Bootstrap) -> dict:
+    """Metrics of the raw logits, which are at hand where nothing was fitted."""
+    if operation["calibration"] is operation["thresholds"] is None:
+        return metrics_of(operated)
+    return compute_metrics(raw, operated.num_resamples, operated.seed)
 
 
 def _check_names(names: list[str], described: dict[str, dict], looked_at: set[str]) -> None:
@@ -132,7 +144,16 @@ def bare_context(predictions_csv: Path, command: str) -> dict:
 
 
 def describe_predictions(predictions: Predictions, name: str) -> dict:
-    """The `dataset` entry of context.json, as far as predictions tell."""
+    """The `dataset` entry of context.json, as far as predictions tell.
+
+    Where some are unknown, `known` has the number of images for which each class is not.
+    """
+    names, known = predictions.class_names, predictions.known.sum(axis=0)
+    told = (
+        {"known": dict(zip(names, known.tolist()))}
+        if (known < len(predictions.known)).any()
+        else {}
+    )
     return {
         "name": name,
         "source": "unknown",
@@ -140,7 +161,8 @@ def describe_predictions(predictions: Predictions, name: str) -> dict:
         "variant": None,
         "n": len(predictions.labels),
         "patients": len(np.unique(predictions.patient_id)),
-        "classes": dict(zip(predictions.class_names, predictions.truth.sum(axis=0).tolist())),
+        "classes": dict(zip(names, predictions.truth.sum(axis=0).tolist())),
+        **told,
         "fingerprint": "unknown",
     }
 

@@ -14,7 +14,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
-from .configuration_cxr import FITTED, CxrConfig
+from .configuration_cxr import FITTED, CxrConfig, spelled_alike
 from .image_processing_cxr import CxrImageProcessor
 from .modeling_cxr import REGISTRY, CxrClassifier
 from .pretrained import first_line, load_imagenet
@@ -46,7 +46,7 @@ def create_model(
 
     Args:
         name: of a family ("baseline", "densenet121", ...), any timm name, or a folder or Hub id of
-            a model saved by this project, whose heads are replaced where its classes differ.
+            a model saved by this project, whose heads follow the classes, see `from_pretrained`.
         class_names: in the order of the label indices.
         image_size: side of the input, pixels; None is 224, or the saved model's own.
         pretrained: start from ImageNet weights, True for timm's of that name on the Hub, or a file
@@ -60,6 +60,7 @@ def create_model(
     """
     options["id2label"] = dict(enumerate(class_names))
     options["label2id"] = {name: index for index, name in enumerate(class_names)}
+    _refuse_file(name)
     if Path(name).is_dir() or "/" in name:
         if pretrained:
             raise ValueError(f"--pretrained is for network names; {name} has weights of its own.")
@@ -105,10 +106,19 @@ def load_model(name: str) -> tuple[CxrClassifier, CxrImageProcessor]:
         ValueError: another kind of model, or one without this project's image processor.
         OSError: there is no such model, its weights are damaged, or the Hub cannot be reached.
     """
+    _refuse_file(name)
     model_class, config = _load_config(name)
     with _loading_weights(name):
         model = model_class.from_pretrained(name, config=config).eval()
     return model, _load_processor(name)
+
+
+def _refuse_file(name: str) -> None:
+    if Path(name).is_file():
+        raise ValueError(
+            f"{name} is a file, not the folder of a model; convert a CheXNet checkpoint first: "
+            f"python -m modeling.convert chexnet {name} OUT, and give OUT."
+        )
 
 
 @contextmanager
@@ -167,7 +177,7 @@ def _adapt_model(
             f"{config.num_channels}; leave it out."
         )
     # What was fitted to the old model's scores and images says nothing of the new one's.
-    same_classes = config.id2label == options["id2label"]
+    same_classes = spelled_alike(config.label2id) == spelled_alike(options["label2id"])
     kept = ("class_weights", "focal_alpha") if same_classes else ()
     config.update(dict.fromkeys(field for field in FITTED if field not in kept))
     config = type(config).from_dict(config.to_dict() | options)
@@ -182,9 +192,6 @@ def _adapt_model(
             f"{name} has no fitting weights for {', '.join(body[:3])}; leave out the options that "
             "change the network's shape."
         )
-    if not same_classes:
-        for head in model.heads:
-            head.reset_parameters()
     processor = _load_processor(name)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}

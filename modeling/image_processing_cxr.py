@@ -8,9 +8,9 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
-from .preprocessing_cxr import GEOMETRIES, normalize, resize, restore
+from .preprocessing_cxr import FRAME, GEOMETRIES, normalize, resize, restore
 from .reading_cxr import ImageSource, open_image
-from .sandbox_cxr import Sandbox
+from .sandbox_cxr import Sandbox, shared_sandbox
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -99,7 +99,7 @@ class CxrImageProcessor(BaseImageProcessor):
             `pixel_values`, float32 (B, C, H, W).
 
         Raises:
-            ValueError, FileNotFoundError: see `open`.
+            ValueError, FileNotFoundError: see `open`; there are no images.
             TypeError: a keyword that asks for something else.
         """
         for name, value in kwargs.items():
@@ -111,6 +111,8 @@ class CxrImageProcessor(BaseImageProcessor):
                 )
         if getattr(images, "ndim", None) != 4 and not isinstance(images, (list, tuple)):
             images = [images]
+        if not len(images):
+            raise ValueError("there are no images; give one or more.")
         pixels = np.stack([self.read(image) for image in images])
         values = normalize(pixels, self.image_mean, self.image_std)
         batch = BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
@@ -123,21 +125,25 @@ class CxrImageProcessor(BaseImageProcessor):
         opened = self.open(image)
         return self.resize(opened.pixels, shape and opened.part_of(shape))
 
-    def load(self, image: ImageSource | torch.Tensor) -> np.ndarray:
-        """The pixels of `open`: uint16 (h, w), 0..65535."""
-        return self.open(image).pixels
-
     def open(self, image: ImageSource | torch.Tensor) -> CxrImage:
         """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too."""
         return open_image(_to_array(image), self.correct)
 
     def sandbox(self) -> Sandbox:
         """What reads files as `open` does, in processes with limits of time and memory."""
-        return Sandbox(self.correct)
+        return shared_sandbox(self.correct)
 
     def resize(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
         """`preprocessing_cxr.resize` to this processor's size by its geometry: uint16 (H, W)."""
         return resize(pixels, self._side(), self.geometry, shape)
+
+    def frame(self) -> "CxrImageProcessor":
+        """The processor of the frames that ten crops are cut from: 256 pixels a side for 224."""
+        settings = self.to_dict() | {
+            "size": {name: round(side * FRAME) for name, side in self.size.items()},
+            "geometry": "crop" if self.geometry == "inner_crop" else self.geometry,
+        }
+        return type(self).from_dict(settings)
 
     def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """`preprocessing_cxr.normalize` to `image_mean` and `image_std`: a tensor in any case."""

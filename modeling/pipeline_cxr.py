@@ -6,10 +6,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import get_session
-from transformers import ImageClassificationPipeline, PreTrainedModel
+from transformers import (
+    ImageClassificationPipeline,
+    ImageFeatureExtractionPipeline,
+    PreTrainedModel,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .answers_cxr import refusal
+from .configuration_cxr import NO_FEATURES
 from .image_cxr import check_file_size
 from .reading_cxr import ImageSource
 
@@ -117,4 +122,21 @@ class LoadedModelPipeline(ImageClassificationPipeline):
         return (own or ImageClassificationPipeline)(model, *args, **kwargs)
 
 
+class LoadedFeaturePipeline(ImageFeatureExtractionPipeline):
+    """What `pipeline("image-feature-extraction", model=...)` starts for a loaded model."""
+
+    def __new__(
+        cls, model: PreTrainedModel, *args: Any, **kwargs: Any
+    ) -> ImageFeatureExtractionPipeline:
+        """The pipeline of transformers.
+
+        Raises:
+            ValueError: one of this project's models, of which it would give the logits.
+        """
+        if getattr(model, "pipelines", {}):
+            raise ValueError(NO_FEATURES)
+        return ImageFeatureExtractionPipeline(model, *args, **kwargs)
+
+
 PIPELINE_REGISTRY.supported_tasks["image-classification"]["impl"] = LoadedModelPipeline
+PIPELINE_REGISTRY.supported_tasks["image-feature-extraction"]["impl"] = LoadedFeaturePipeline

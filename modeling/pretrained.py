@@ -1,6 +1,7 @@
 """ImageNet weights to start from: timm's on the Hub, or those in a file."""
 
 import pickle
+import re
 from pathlib import Path
 
 import timm
@@ -110,6 +111,13 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        if code:
+            raise ValueError(
+                f"{file} is no state dict that can be read safely: loading its {code[1]} would run "
+                "code; if you trust it, load it where that code is and save the network's "
+                "state_dict() alone with torch.save."
+            ) from error
         raise ValueError(
             f"{file} is no state dict that can be read safely ({first_line(error)})."
         ) from error

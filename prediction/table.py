@@ -36,8 +36,8 @@ def to_row(
     Args:
         prediction: of one file.
         names: of the classes.
-        constants: `model`, and with heatmaps `method` and `target`: the columns that are the same
-            in each row.
+        constants: `model`, with heatmaps `method` and `target`, with ten crops `views`: the columns
+            that are the same in each row.
     """
     row = table_row(prediction.file, prediction.answer, prediction.error, names)
     if "method" in constants:

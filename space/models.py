@@ -52,6 +52,12 @@ class Classifier:
     def __init__(self, model_id: str) -> None:
         self.name = name_of(model_id)
         is_folder = Path(model_id).is_dir()
+        if Path(model_id).is_file():
+            raise ValueError(
+                f"MODEL_ID {model_id!r} is a file, not the folder of a model; convert a CheXNet "
+                f"checkpoint first: python -m modeling.convert chexnet {model_id} OUT, and give "
+                "OUT."
+            )
         # All of the model comes from one commit, found once: while it serves, nothing asks the Hub.
         try:
             self._folder = Path(model_id) if is_folder else _download(model_id)

@@ -155,7 +155,7 @@ def test_help_explains_every_option(source):
     assert all(action.help for action in make_parser(source)._actions)
     for flag in ("--output", "--push_to_hub", "--private", "--regroup"):
         assert flag in text
-    assert ("--label_map" in text) == (source in ("folder", "hub", "manifest"))
+    assert ("--label_map" in text) == (source not in ("kermany", "parquet", "phantom"))
 
 
 def test_the_command_line_in_its_own_process(tmp_path):

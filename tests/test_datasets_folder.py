@@ -225,8 +225,8 @@ def test_wrong_metadata(tmp_path, text, message):
 @pytest.mark.parametrize(
     "source, message",
     [
-        ("kermny", r"unknown dataset 'kermny' \(did you mean kermany\?\): use folder, hub, kerm"),
-        ("imagenet", "use folder, hub, kermany, manifest, parquet, phantom, an existing folder"),
+        ("kermny", r"unknown dataset 'kermny' \(did you mean kermany\?\): use chestxray14"),
+        ("imagenet", "use chestxray14, chexpert, folder, .*, rsna, an existing folder"),
         ("/no/such/folder", "/no/such/folder does not exist: give an existing folder or zip"),
         ("folder", "dataset folder needs a path"),
         ("hub", "dataset hub needs a path: the id of a data set on the Hub"),
@@ -608,7 +608,8 @@ def test_a_user_says_which_class_is_the_finding(tmp_path, caplog):
         ({"classes": "a,b,c", "positive": "a"}, "positive 'a' is for two classes, but .* has 3 cl"),
         ({"label_map": {"x": "a"}}, "label_map names 'x', but .* has the labels a, b"),
         ({"label_map": "a"}, "label_map 'a' is no mapping of names to names: write it as {0: NORM"),
-        ({"label_map": {"a": ""}}, "is no mapping of names to names"),
+        ({"label_map": {"a": ["b"]}}, "is no mapping of names to names"),
+        ({"label_map": {"a": ""}}, "gives 'a/a-00.png' no label: give each image one"),
     ],
 )
 def test_wrong_class_options(tmp_path, options, message):

@@ -87,6 +87,13 @@ def test_images_without_a_patient_are_counted_once(tmp_path, caplog):
     assert "gives 2 ages that are no number of years, as 'unknown': they are left empty" in ages
 
 
+def test_ages_are_years_or_those_of_dicom(tmp_path):
+    ages = ("058Y", "006M", "58", "414", "-1", "0", "99X")
+    rows = [f"{row}.png,{'ab'[row % 2]},{age}" for row, age in enumerate(ages)]
+    test = load_cxr_dataset(str(write_manifest(tmp_path, "file,label,Patient Age", *rows)))["test"]
+    assert test["age"][:] == [58.0, 0.5, 58.0, None, None, 0.0, None]
+
+
 def test_equal_file_names_keep_their_folders(tmp_path):
     rows = ["a/1.png,a", "b/1.png,b", "b/2.png,b"]
     path = write_manifest(tmp_path, "file,label", *rows)

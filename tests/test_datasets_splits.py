@@ -13,17 +13,16 @@ from datasets_scripts.splits import group_ids, read_splits, split_groups
 
 def make_set(rows):
     """A DatasetDict of (split, patient, content, label) rows; content is the image's bytes."""
-    columns = [
-        {
-            "image": {"path": f"{index}.png", "bytes": content},
-            "label": label,
-            "image_id": f"{index}.png",
-            "patient_id": patient,
-            "source": "test",
-        }
-        for index, (_, patient, content, label) in enumerate(rows)
-    ]
-    return build(columns, [row[0] for row in rows], make_features(["no", "yes"]))
+    splits, patients, contents, labels = zip(*rows)
+    names = [f"{index}.png" for index in range(len(rows))]
+    columns = {
+        "image": [{"path": name, "bytes": data} for name, data in zip(names, contents)],
+        "label": labels,
+        "image_id": names,
+        "patient_id": patients,
+        "source": ["test"] * len(rows),
+    }
+    return build(columns, splits, make_features(["no", "yes"]))
 
 
 def test_groups_are_joined_by_chains_of_keys():

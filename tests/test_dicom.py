@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from dicom_files import as_chest, code, data_set, dicom, lut, pydicoms_file, written
 from PIL import Image
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import compress
 from pydicom.uid import (
@@ -125,7 +126,6 @@ CASES = {
         ),
         {0: 1, 500: 1, 750: 0.75, 1250: 0.25, 1500: 0, 4095: 0},
     ),
-    "blank": (dicom(RAMP * 0 + 9, 12), {0: 0, 4095: 0}),
     "MONOCHROME1, 8 bits": (dicom(EIGHT, **NEGATIVE), {0: 1, 1: 254 / 255, 255: 0}),
     "MONOCHROME1 with INVERSE inverts once": (
         dicom(EIGHT, PresentationLUTShape="INVERSE", **NEGATIVE),
@@ -439,6 +439,108 @@ def test_a_good_window_is_taken_after_a_useless_table_or_window():
         image = read_dicom(dicom(NOISE, 12, **elements), "x")
         np.testing.assert_array_equal(image.pixels, good.pixels)
         assert len(image.warnings) == 1 and f"The file's {name} shows" in image.warnings[0]
+
+
+GOOD = {"WindowCenter": 1900, "WindowWidth": 3000}
+LINE = lut(0, list(range(4096)), 12)
+CUT = lut(0, list(range(4096)), 12)
+CUT.LUTData = b"\0\0" * 10
+TWENTY_BITS = lut(0, list(range(4096)), 12)
+TWENTY_BITS.LUTDescriptor = [4096, 0, 20]
+DAMAGED = {
+    "an empty VOI LUT, a window": {"VOILUTSequence": [Dataset()], **GOOD},
+    "a cut VOI LUT, a window": {"VOILUTSequence": [CUT], **GOOD},
+    "a VOI LUT of 20 bits, a window": {"VOILUTSequence": [TWENTY_BITS], **GOOD},
+    "an empty VOI LUT, a good one": {"VOILUTSequence": [Dataset(), LINE]},
+    "a window narrower than 1, a good one": {
+        "WindowCenter": [1900, 1900],
+        "WindowWidth": ["0.5", 3000],
+    },
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_table_or_window_is_passed_over_for_a_good_one(case):
+    image = read_dicom(dicom(NOISE, 12, **DAMAGED[case]), "x")
+    name = "VOI LUT" if "VOI" in case else "window"
+    assert image.warnings == (f"The file's {name} is damaged and was not used.",)
+    good = GOOD if "window" in case else {"VOILUTSequence": [LINE]}
+    np.testing.assert_array_equal(image.pixels, read_dicom(dicom(NOISE, 12, **good), "x").pixels)
+
+
+@pytest.mark.parametrize("first", ["", "22,5", "nan", "inf"])
+def test_a_window_that_cannot_be_read_leaves_the_next(first):
+    ds = data_set(NOISE, 12)
+    ds.add_new("WindowCenter", "LO", f"{first}\\1900")
+    ds.add_new("WindowWidth", "LO", "9\\3000")
+    image = read_dicom(written(ds), "x")
+    np.testing.assert_array_equal(image.pixels, read_dicom(dicom(NOISE, 12, **GOOD), "x").pixels)
+
+
+def test_a_blank_table_leaves_the_second_however_long_its_item_says_it_is():
+    ds = data_set(NOISE, 12, VOILUTSequence=[lut(0, [7] * 4096, 12), LINE])
+    image = read_dicom(written(ds), "x")
+    np.testing.assert_allclose(image.pixels, NOISE / 4095 * 65535, atol=0.51)
+    assert len(image.warnings) == 1 and "VOI LUT shows almost nothing" in image.warnings[0]
+    ds["VOILUTSequence"].is_undefined_length = True
+    for item in ds.VOILUTSequence:
+        item.is_undefined_length_sequence_item = True
+    np.testing.assert_array_equal(read_dicom(written(ds), "x").pixels, image.pixels)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"VOILUTSequence": [lut(0, [min(4 * k, 4095) for k in range(4096)], 12)]},
+        {"WindowCenter": 600, "WindowWidth": 600},
+    ],
+)
+def test_a_table_or_window_that_saturates_most_of_the_image_is_said(elements):
+    (warning,) = read_dicom(dicom(NOISE, 12, **elements), "x").warnings
+    assert warning == "The file's window or VOI LUT leaves most of the image black or white."
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (dicom(RAMP * 0 + 9, 12), "its pixels have one grey"),
+        (dicom(EIGHT * 0 + 9), "its pixels have one grey"),
+        (dicom(RGB * 0 + 9), "its pixels have one grey"),
+        (dicom(EIGHT * 0, **palette(8)), "its pixels have one grey"),
+        (dicom(RAMP, 12, ModalityLUTSequence=[lut(0, [7] * 4096, 12)]), "its pixels have one grey"),
+        (
+            dicom(RAMP, 12, PixelPaddingValue=0, PixelPaddingRangeLimit=4095),
+            "its padding covers every pixel",
+        ),
+    ],
+    ids=["12 bits", "8 bits", "RGB", "palette", "Modality LUT", "padding"],
+)
+def test_a_blank_image_is_refused(content, sentence):
+    with pytest.raises(ValueError, match=f"^x: the image is blank: {sentence}.$"):
+        read_dicom(content, "x")
+
+
+@pytest.mark.parametrize("kind", ["RGB", "YBR_FULL", "PALETTE COLOR"])
+def test_colours_that_show_too_little_are_stretched(kind):
+    dark = EIGHT // 9  # 0 to 28
+    if kind == "PALETTE COLOR":
+        names = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
+        content = dicom(dark, **palette(8) | dict.fromkeys(names, bytes(range(256))))
+    else:
+        content = dicom(np.repeat(dark[..., None], 3, -1), PhotometricInterpretation=kind)
+    image = read_dicom(content, "x")
+    np.testing.assert_allclose(image.pixels, dark / 28 * 65535, atol=0.51)
+    assert any("the greys span" in text for text in image.warnings)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [(RAMP, 0), (RAMP << 4, 1), (RAMP | 0xF000, 1), (SIGNED, 0), (SIGNED * 8, 1)],
+    ids=["12 bits", "16 bits", "overlays", "signed", "signed, 15 bits"],
+)
+def test_bits_above_the_stored_ones_are_said(pixels, said):
+    warnings = read_dicom(dicom(pixels, 12, **GOOD), "x").warnings
+    assert sum("bits above those that BitsStored" in text for text in warnings) == said
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])

@@ -262,9 +262,10 @@ def test_the_card_of_more_classes_has_a_row_each(tmp_path, multi_label):
     test = files["metrics"]["test"]
     for name in names:
         entry = test["classes"][name]
-        row = [format_metric(entry[key]) for key in ("auroc", "sensitivity", "specificity")]
+        keys = ("auroc", "auprc", "f1", "sensitivity", "specificity")
+        row = " | ".join(format_metric(entry[key]) for key in keys)
         squeezed = " ".join(path.read_text().split())
-        assert f"| {name} | {entry['tp'] + entry['fn']} | {' | '.join(row)} |" in squeezed
+        assert f"| {name} | {entry['n']} | {entry['prevalence']:.3f} | {row} |" in squeezed
     read = {r.metric_type: r.metric_value for r in ModelCard.load(path).data.eval_results}
     assert read["roc_auc"] == test["auroc"]["value"]
     assert ("accuracy" in read) is not multi_label

@@ -101,7 +101,7 @@ def test_a_subtype_is_compared_with_every_image_of_the_other_class():
 def test_numbers_are_cut_into_thirds_at_the_bounds_that_are_stated():
     ages = np.arange(1, 121).astype(str)
     ages[:15] = ""
-    found = by_value(subgroups(sample(age=ages), num_resamples=0), "age")
+    found = by_value(subgroups(sample(kg=ages), num_resamples=0), "kg")
     # 105 ages from 16 to 120: a third of them below 50.67, two thirds below 85.33.
     assert {value: row["n"] for value, row in found.items()} == {
         "up to 50.67": 35,
@@ -109,6 +109,53 @@ def test_numbers_are_cut_into_thirds_at_the_bounds_that_are_stated():
         "above 85.33": 35,
         "unknown": 15,
     }
+
+
+def test_ages_are_cut_into_bands_of_twenty_years_and_children_into_thirds():
+    ages = np.where(np.arange(120) < 110, np.arange(120) % 88 + 0.5, np.nan)
+    cells = np.where(np.isnan(ages), "", ages.astype(str))
+    found = by_value(subgroups(sample(age=cells), num_resamples=0), "age")
+    assert {value: row["n"] for value, row in found.items()} == {
+        "0 to 19": 40,
+        "20 to 39": 22,
+        "40 to 59": 20,
+        "60 to 79": 20,
+        "unknown": 10,
+        "left out: 1 of 6 groups": 8,
+    }
+    children = by_value(subgroups(sample(age=np.arange(120) / 10), num_resamples=0), "age")
+    assert [row["n"] for row in children.values()] == [40, 40, 40]
+
+
+def test_a_gap_is_the_difference_to_the_largest_group():
+    predictions = sample(400, view=np.repeat(["AP", "PA", "lateral"], [150, 200, 50]))
+    found = by_value(subgroups(predictions, num_resamples=500), "view")
+    assert "gap" not in found["PA"]
+    ap, pa = found["AP"]["metrics"]["auroc"], found["PA"]["metrics"]["auroc"]
+    gap = found["AP"]["gap"]
+    assert gap["against"] == found["lateral"]["gap"]["against"] == "PA"
+    assert gap["metrics"]["auroc"]["value"] == pytest.approx(ap["value"] - pa["value"])
+    # Independent groups: the squares of the half widths add up, but for the scale of each.
+    half, *parts = ((e["high"] - e["low"]) / 2 for e in (gap["metrics"]["auroc"], ap, pa))
+    assert half == pytest.approx(np.hypot(*parts), rel=0.15)
+    assert gap["metrics"]["ece"]["low"] is None
+    # Nothing is compared with images of which the group is not known.
+    views = np.repeat(["", "PA", "AP"], [60, 40, 20])
+    found = by_value(subgroups(sample(view=views), num_resamples=0), "view")
+    assert {value: row.get("gap", {}).get("against") for value, row in found.items()} == {
+        "AP": "PA",
+        "PA": None,
+        "unknown": None,
+    }
+
+
+def test_a_gap_holds_a_difference_that_is_there():
+    rng = np.random.default_rng(1)
+    labels, good = rng.integers(2, size=2000), np.repeat([True, False], 1000)
+    predictions = make(labels, rng.normal(size=2000) + 2 * labels * good, {"view": good})
+    (row,) = (one for one in subgroups(predictions, num_resamples=200) if "gap" in one)
+    auroc = row["gap"]["metrics"]["auroc"]
+    assert 0 < auroc["low"] * auroc["high"] and abs(auroc["value"]) > 0.3
 
 
 def test_sides_become_pixels_and_few_numbers_stay_categories_in_order():
@@ -165,6 +212,8 @@ def test_tasks_of_several_classes_report_what_they_have(multi_label):
     for row in rows:
         assert set(row["metrics"]) == set(SUBGROUP_METRICS)
         assert 0 < row["metrics"]["auroc"]["value"] < 1
+        classes = [one["auroc"]["value"] for one in row["classes"].values()]
+        assert row["metrics"]["auroc"]["value"] == pytest.approx(np.mean(classes))
         assert all("value" in entry for entry in row["metrics"].values())
     json.dumps(rows, allow_nan=False)
 

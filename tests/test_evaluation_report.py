@@ -208,9 +208,10 @@ def test_more_classes_have_a_row_each(tmp_path, multi_label):
     for model in MODELS:
         table = page.tables[f"{model}: Each class against the rest"]
         assert [row[0] for row in table[1:]] == list(names)
-    value = report["models"][AWKWARD]["metrics"]["classes"]["Mass"]["auroc"]["value"]
+    mass = report["models"][AWKWARD]["metrics"]["classes"]["Mass"]
     table = page.tables[f"{AWKWARD}: Each class against the rest"]
-    assert table[1][1] == f"{value:.3f} (note 1)"
+    shown = ["120", f"{mass['prevalence']:.3f}", f"{mass['auroc']['value']:.3f} (note 1)"]
+    assert table[1][1:4] == shown
     assert "Note 1: no interval: every resample gives the same value." in page.text
     assert "these images do not tell the two models apart" in page.text
     assert f"DeLong's test of {a} against {b} (AUROC of Edema) is undefined" in page.text

@@ -55,14 +55,14 @@ def test_every_mode_gives_its_known_pixels_from_every_kind_of_input(kind, tmp_pa
     image.save(path)
     processor = CxrImageProcessor(64)
     for source in (path, str(path), path.read_bytes(), Image.open(path)):
-        np.testing.assert_array_equal(processor.load(source), expected)
+        np.testing.assert_array_equal(processor.open(source).pixels, expected)
 
 
 def test_a_palette_with_a_transparent_entry_shows_black_there(tmp_path):
     image = Image.fromarray(GREYS).convert("P")
     image.info["transparency"] = 255
     image.save(tmp_path / "x.png", transparency=255)
-    loaded = CxrImageProcessor(64).load(tmp_path / "x.png")
+    loaded = CxrImageProcessor(64).open(tmp_path / "x.png").pixels
     assert loaded[0, -1] == 0
     assert loaded[0, 32] == FULL[0, 32]
 
@@ -83,13 +83,13 @@ def test_a_palette_with_a_transparent_entry_shows_black_there(tmp_path):
     ids=lambda array: f"{tuple(array.shape)} {array.dtype}",
 )
 def test_arrays_and_tensors_give_the_pixels_of_the_file(array):
-    np.testing.assert_array_equal(CxrImageProcessor(64).load(array), FULL)
+    np.testing.assert_array_equal(CxrImageProcessor(64).open(array).pixels, FULL)
 
 
 def test_colour_becomes_luma():
     red = np.zeros((32, 32, 3), np.uint8)
     red[..., 0] = 255
-    assert (CxrImageProcessor(32).load(red) == 76 * 257).all()  # 0.299 * 255, rounded
+    assert (CxrImageProcessor(32).open(red).pixels == 76 * 257).all()  # 0.299 * 255, rounded
 
 
 UPRIGHT = {
@@ -110,7 +110,7 @@ def test_exif_orientation_is_applied(form, orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(GREYS).save(tmp_path / "x", form, exif=exif)
-    loaded = CxrImageProcessor(64).load(tmp_path / "x")
+    loaded = CxrImageProcessor(64).open(tmp_path / "x").pixels
     np.testing.assert_array_equal(loaded, UPRIGHT[orientation])
 
 
@@ -333,7 +333,7 @@ def test_what_is_no_x_ray_is_one_sentence(content, sentence, tmp_path):
     path = tmp_path / "x.jpeg"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=sentence) as error:
-        CxrImageProcessor(64).load(path)
+        CxrImageProcessor(64).open(path)
     assert "\n" not in str(error.value)
 
 
@@ -352,13 +352,13 @@ def test_what_is_no_x_ray_is_one_sentence(content, sentence, tmp_path):
 )
 def test_arrays_that_are_no_image_are_one_sentence(image, sentence):
     with pytest.raises(ValueError, match=sentence):
-        CxrImageProcessor(64).load(image)
+        CxrImageProcessor(64).open(image)
 
 
 def test_a_missing_file_and_a_wrong_size_are_named():
     processor = CxrImageProcessor(64)
     with pytest.raises(FileNotFoundError, match="nowhere.png: no such file"):
-        processor.load("nowhere.png")
+        processor.open("nowhere.png")
     with pytest.raises(ValueError, match="size is"):
         CxrImageProcessor(8)
 
@@ -368,10 +368,10 @@ def test_content_decides_and_what_follows_an_image_is_ignored(form, tmp_path):
     file = io.BytesIO()
     Image.fromarray(GREYS).save(file, form)
     processor = CxrImageProcessor(64)
-    expected = processor.load(file.getvalue())
+    expected = processor.open(file.getvalue()).pixels
     path = tmp_path / "x.dcm"
     path.write_bytes(file.getvalue() + b"PK\x03\x04" + bytes(1000))
-    np.testing.assert_array_equal(processor.load(path), expected)
+    np.testing.assert_array_equal(processor.open(path).pixels, expected)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
@@ -419,6 +419,14 @@ def test_a_batch_is_its_images(batch):
     torch.testing.assert_close(processor(batch).pixel_values, expected)
 
 
+def test_what_may_be_several_images_or_one_is_refused():
+    processor = CxrImageProcessor(64)
+    with pytest.raises(ValueError, match=r"may be 4 images or one with transparency; give a list"):
+        processor(np.stack([GREYS] * 4))
+    with pytest.raises(ValueError, match="there are no images; give one or more."):
+        processor([])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_tensors_of_half_precision_are_read(dtype):
     processor = CxrImageProcessor(64)
@@ -430,11 +438,11 @@ def test_deep_and_transparent_colour_arrays_become_luma():
     processor = CxrImageProcessor(32)
     rgba = np.zeros((32, 32, 4), np.float32)
     rgba[..., 0] = rgba[16:, :, 3] = 1
-    pixels = processor.load(rgba)
+    pixels = processor.open(rgba).pixels
     assert (pixels[16:] == round(0.299 * 65535)).all() and not pixels[:16].any()
     deep = np.zeros((3, 32, 32), np.uint16)
     deep[1] = 4095
-    assert (processor.load(deep) == round(0.587 * 65535)).all()
+    assert (processor.open(deep).pixels == round(0.587 * 65535)).all()
 
 
 def test_keywords_for_what_is_always_done_are_taken():
@@ -473,7 +481,26 @@ def test_keywords_for_something_else_are_refused_in_a_sentence(keyword, value, s
 def test_base64_is_read(head, encode):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     text = head + encode(png(Image.fromarray(noise))).decode()
-    np.testing.assert_array_equal(CxrImageProcessor(64).load(text), noise * np.uint16(257))
+    np.testing.assert_array_equal(CxrImageProcessor(64).open(text).pixels, noise * np.uint16(257))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: text.rstrip("="),
+        lambda text: "DATA:image/png;base64," + text,
+        lambda text: "data:image/png;base64," + text.replace("+", "%2B").replace("/", "%2F"),
+    ],
+    ids=["URL-safe", "no padding", "capitals", "percent signs"],
+)
+@pytest.mark.parametrize("image", [np.eye(40) * 255, np.arange(4096).reshape(64, 64) * 7 % 251])
+def test_other_spellings_of_base64_are_read_however_short(image, change):
+    image = image.astype(np.uint8)
+    text = base64.b64encode(png(Image.fromarray(image))).decode()
+    assert (len(text) < 256) == (len(image) == 40)
+    pixels = CxrImageProcessor(64, correct=False).open(change(text)).pixels
+    np.testing.assert_array_equal(pixels, image * np.uint16(257))
 
 
 @pytest.mark.parametrize(
@@ -485,18 +512,19 @@ def test_base64_is_read(head, encode):
         ("data:image/png;base64,QUJD", ValueError, "^the image: not an image file"),
         ("data:image/png;base64,%%", FileNotFoundError, "nor an image in base64"),
         ("no\0file", FileNotFoundError, "no such file"),
+        ("data/chest/test/", FileNotFoundError, "^data/chest/test/: no such file.$"),
     ],
 )
 def test_text_that_is_no_image_is_one_short_sentence(text, error, sentence):
     with pytest.raises(error, match=sentence) as caught:
-        CxrImageProcessor(64).load(text)
+        CxrImageProcessor(64).open(text)
     assert len(str(caught.value)) < 160
 
 
 def test_corrections_can_be_turned_off_for_good(tmp_path):
     framed = np.full((120, 140), 255, np.uint8)
     framed[20:100, 30:110] = np.random.default_rng(0).integers(0, 200, (80, 80))
-    assert CxrImageProcessor(64).load(framed).shape == (80, 80)
+    assert CxrImageProcessor(64).open(framed).pixels.shape == (80, 80)
     CxrImageProcessor(64, correct=False).save_pretrained(tmp_path)
     processor = CxrImageProcessor.from_pretrained(tmp_path)
     image = processor.open(framed)

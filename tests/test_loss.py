@@ -74,6 +74,45 @@ def test_images_without_a_label_are_left_out(options):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"class_weights": [1, 3], "label_smoothing": 0.1},
+        {"loss": "focal", "focal_alpha": 0.25, "class_weights": [1, 3]},
+    ],
+    ids=str,
+)
+def test_unknown_findings_are_left_out_of_the_mean(options):
+    config = CxrBaselineConfig(problem_type="multi_label_classification", **options)
+    labels = torch.tensor([[1.0, torch.nan], [torch.nan, torch.nan], [0.0, 1.0]])
+    logits = LOGITS.clone().requires_grad_()
+    found = classification_loss(logits, labels, config)
+    found.backward()
+    assert torch.equal(logits.grad == 0, labels.isnan())
+    # The mean of the cells' own losses, each as the one cell of a batch.
+    cells = [
+        classification_loss(
+            LOGITS[i : i + 1, k : k + 1],
+            labels[i : i + 1, k : k + 1],
+            CxrBaselineConfig(
+                problem_type="multi_label_classification",
+                num_labels=1,
+                **{
+                    **options,
+                    **({"class_weights": [[1, 3][k]]} if "class_weights" in options else {}),
+                },
+            ),
+        )
+        for i, k in [(0, 0), (2, 0), (2, 1)]
+    ]
+    torch.testing.assert_close(found, torch.stack(cells).mean())
+    logits.grad = None
+    nothing = classification_loss(logits, torch.full((3, 2), torch.nan), config)
+    nothing.backward()
+    assert nothing == 0 and (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"loss": "hinge"}, "loss is 'hinge'; it can be cross_entropy or focal"),
@@ -91,3 +130,16 @@ def test_images_without_a_label_are_left_out(options):
 def test_a_wrong_setting_is_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         CxrBaselineConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (torch.tensor([0, 2, 1]), "a label is 2; the classes are 0 to 1."),
+        (torch.tensor([0.0, 1.0, 1.0]), "labels is torch.float32; single_label_classification"),
+        (torch.tensor([[0], [1], [1]]), r"labels has shape \(3, 1\)"),
+    ],
+)
+def test_labels_that_are_no_classes_are_one_sentence(labels, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        classification_loss(LOGITS, labels, CxrBaselineConfig())

@@ -142,6 +142,68 @@ def test_new_names_on_a_loaded_model_drop_its_outlier_detector_too(fitted, tmp_p
     assert again.outlier_detector is None and not report["unexpected_keys"]
 
 
+def test_heads_follow_the_classes_that_are_asked_for(tmp_path, caplog):
+    model, processor = make(class_names=["A", "B", "C"])
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    logits = model(batch()).logits
+
+    def load(*classes):
+        caplog.clear()
+        loaded = [AutoModelForImageClassification.from_pretrained(tmp_path, **names(*classes))]
+        loaded += [create_model(str(tmp_path), list(classes))[0]]
+        return [one.eval()(batch()).logits for one in loaded], caplog.text.count(
+            "Saved for A, B, C"
+        )
+
+    for found in (load("a", "b", "c"), load("A", "B", "C")):
+        torch.testing.assert_close(found, ([logits] * 2, 0))
+    torch.testing.assert_close(load("C", "A", "B"), ([logits[:, [2, 0, 1]]] * 2, 2))
+    others, said = load("A", "B", "D")
+    assert said == 2 and not any(torch.allclose(other, logits) for other in others)
+
+
+def test_classes_edited_in_place_drop_what_was_fitted_when_saved(fitted, tmp_path, caplog):
+    model = AutoModelForImageClassification.from_pretrained(fitted)
+    model.config.id2label[1] = "TUBERCULOSIS"
+    model.save_pretrained(tmp_path)
+    assert "Dropped calibration, thresholds" in caplog.text
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.label2id == {"NORMAL": 0, "TUBERCULOSIS": 1}
+    assert all(getattr(config, name) is None for name in FITTED)
+
+
+def test_another_spelling_of_the_classes_keeps_what_was_fitted(fitted, tmp_path):
+    AutoConfig.from_pretrained(fitted, id2label={0: "normal", 1: "Pneumonia"}).save_pretrained(
+        tmp_path
+    )
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.thresholds == FIT["thresholds"] and config.label2id["Pneumonia"] == 1
+
+
+def test_names_in_another_order_than_the_network_are_not_saved(fitted, tmp_path):
+    model = AutoModelForImageClassification.from_pretrained(fitted)
+    model.config.id2label[0], model.config.id2label[1] = CLASSES[::-1]
+    with pytest.raises(ValueError, match=r"classes PNEUMONIA, NORMAL, the network NORMAL, PNEUMO"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"id2label": {1: "A", 2: "B"}}, "id2label has the indices 1, 2; they count from 0."),
+        ({"id2label": {"a": "A", "b": "B"}}, "id2label has the indices a, b; they count from 0."),
+        ({"id2label": {0: "A", 1: "A"}}, "id2label has 'A' more than once"),
+        ({"label2id": {"A": 0, "B": 1}}, "give id2label alone, which label2id follows."),
+        ({"id2label": {0: "A", 1: "B"}, "label2id": {"A": 1, "B": 0}}, "give id2label alone"),
+    ],
+)
+def test_classes_that_contradict_themselves_are_refused(options, sentence, fitted):
+    with pytest.raises(ValueError, match=sentence):
+        AutoConfig.from_pretrained(fitted, **options)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
@@ -235,6 +297,26 @@ def test_models_of_others_keep_transformers_pipeline():
     )
     assert type(classify) is ImageClassificationPipeline
     assert {row["label"] for row in classify(Image.new("RGB", (40, 40)))} == {"cat", "dog"}
+
+
+@pytest.mark.parametrize("given", ["name", "model"])
+def test_logits_are_not_given_for_features(given, fitted):
+    model = str(fitted)
+    if given == "model":
+        model = AutoModelForImageClassification.from_pretrained(fitted)
+    with pytest.raises(ValueError, match=r"logits, which are no features; use model.embed\("):
+        pipeline(
+            "image-feature-extraction",
+            model=model,
+            image_processor=make()[1],
+            trust_remote_code=True,
+        )
+
+
+def test_nothing_is_assessed_of_no_images():
+    model, processor = make()
+    with pytest.raises(ValueError, match="there are no images; give one or more."):
+        model.assess([], processor)
 
 
 LOADED_OBJECTS = """

@@ -14,10 +14,12 @@ import torch
 from conftest import REPO
 from dicom_files import dicom
 from PIL import Image
+from test_sandbox import slow_tiff
 
 import predict as script
 from evaluation.predictions import read_predictions
 from modeling import create_model, load_model
+from modeling.sandbox_cxr import Sandbox
 from predict import find_files, heatmap_name, predict
 
 SCRIPT = REPO / "predict.py"
@@ -172,17 +174,27 @@ def test_a_dicom_series_has_a_row_a_file(tmp_path, model_folder, monkeypatch):
 def test_whatever_a_reader_raises_is_an_error_of_that_file(tmp_path, model_folder):
     folder = write_xrays(tmp_path / "in", ["a.png", "b.png", "c.png"])
     model, processor = load_model(str(model_folder))
-    read = processor.open
 
-    def fail(file):
-        if file.endswith("b.png"):
-            raise KeyError("odd\ntag")
-        return read(file)
+    class Failing(Sandbox):
+        def open(self, file):
+            if file.endswith("b.png"):
+                raise KeyError("odd\ntag")
+            return super().open(file)
 
-    processor.open = fail
+    processor.sandbox = Failing
     results = list(predict([folder], model, processor))
     assert [result.error for result in results] == [None, r"KeyError: 'odd\ntag'", None]
     assert results[1].answer is None
+
+
+def test_a_file_that_has_no_end_costs_its_own_row_alone(tmp_path, model_folder):
+    folder = write_xrays(tmp_path / "in", ["a.png", "c.png"])
+    (folder / "b.tif").write_bytes(slow_tiff())
+    model, processor = load_model(str(model_folder))
+    processor.sandbox = lambda: Sandbox(seconds=1)
+    results = list(predict([folder], model, processor))
+    reason = "takes more than 1 seconds to read, which no X-ray needs."
+    assert [result.error for result in results] == [None, reason, None]
 
 
 def test_files_are_found_in_order_and_none_twice(tmp_path, monkeypatch):

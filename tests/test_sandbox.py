@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import struct
 import sys
@@ -76,6 +77,18 @@ def test_what_is_refused_is_refused_in_the_same_words(sandbox, content):
     with pytest.raises(ValueError) as refused:
         sandbox.open(content)
     assert str(refused.value) == str(expected.value)
+
+
+def test_a_path_is_read_and_named(sandbox, tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(FILES["png"])
+    np.testing.assert_array_equal(sandbox.open(path).pixels, open_image(path).pixels)
+    path.write_bytes(b"text")
+    for read in (open_image, sandbox.open):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: not an image file"):
+            read(path)
+        with pytest.raises(FileNotFoundError, match="gone.png: no such file"):
+            read(tmp_path / "gone.png")
 
 
 def test_a_file_without_end_is_given_up_in_time(sandbox):

@@ -126,7 +126,7 @@ def test_heatmap_is_the_models_own_overlay(client, models, images, target, metho
 @pytest.mark.parametrize("target", CLASSES)
 def test_heat_is_in_the_scale_of_the_probability(client, models, images, target):
     path = images / "8bit.png"
-    grey = models["tiny-densenet"].processor.load(path) >> 8
+    grey = models["tiny-densenet"].processor.open(path).pixels >> 8
     overlay, _ = heatmap(client, path, "tiny-densenet", target)
     heat = models["tiny-densenet"].heat(path, target)
     cold, hottest = heat < 1 / 1000, np.unravel_index(heat.argmax(), heat.shape)

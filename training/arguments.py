@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -78,11 +79,64 @@ def option(text: str) -> tuple[str, object]:
         return key, value  # a regular expression, say
 
 
+PAIRS = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
+
+
+def add_dataset(add: Callable[..., argparse.Action]) -> None:
+    """Adds the flags that say what data to read."""
+    known = ", ".join(sources())
+    add(
+        "--dataset",
+        nargs="+",
+        default="phantom",
+        metavar="SET",
+        help=f"{known}, a folder, a zip, a CSV, or a Hub id; several become one set",
+    )
+    add(
+        "--dataset_path",
+        nargs="+",
+        metavar="PATH",
+        help="what to read, where --dataset names a source; of several sets one each, in their "
+        "order, - for a set that takes none",
+    )
+    add(
+        "--dataset_options",
+        help="the source's own, as validation_share=0.2; of several sets, KEY goes to each that "
+        "takes it and SOURCE.KEY to one",
+        **PAIRS,
+    )
+
+
+def settle_dataset(args: argparse.Namespace) -> None:
+    """Puts the flags of `add_dataset` as `load_cxr_dataset` takes them: lists for several sets."""
+    args.dataset_options = dict(args.dataset_options)
+    if args.dataset_path is not None:
+        args.dataset_path = [None if path == "-" else path for path in args.dataset_path]
+    if not isinstance(args.dataset, str) and len(args.dataset) == 1:
+        (args.dataset,) = args.dataset
+    if isinstance(args.dataset, str) and args.dataset_path is not None:
+        if len(args.dataset_path) > 1:
+            raise ValueError(
+                f"--dataset_path gives {len(args.dataset_path)} paths for the one set "
+                f"{args.dataset}; give one, or name a --dataset for each."
+            )
+        (args.dataset_path,) = args.dataset_path
+
+
+def dataset_name(args: argparse.Namespace) -> str:
+    """What the data are called: by their paths' last parts, else by --dataset."""
+    told = recipe(args)
+    names, paths = told["dataset"], told["dataset_path"]
+    if isinstance(names, str):
+        return paths or names
+    return " + ".join(path or name for name, path in zip(names, paths or [None] * len(names)))
+
+
 def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list of the flags
     """The flags of train.py; ends the program where one is wrong.
 
     Raises:
-        ValueError: the file of --config is no YAML mapping.
+        ValueError: the file of --config is no YAML mapping, or paths are too many.
         OSError: it cannot be read.
     """
     parser = argparse.ArgumentParser(
@@ -93,11 +147,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     add("--config", metavar="FILE", help="YAML file of these flags; the command line wins")
 
     add = parser.add_argument_group("data").add_argument
-    known = ", ".join(sources())
-    add("--dataset", default="phantom", help=f"{known}, a folder, a zip, a CSV, or a Hub id")
-    pairs = {"nargs": "*", "type": option, "default": [], "metavar": "KEY=VALUE"}
-    add("--dataset_path", metavar="PATH", help="what to read, where --dataset names a source")
-    add("--dataset_options", help="the source's own, as validation_share=0.2", **pairs)
+    add_dataset(add)
     add("--regroup", action="store_true", help="pool the splits and split again by patient")
     add("--max_unreadable", type=float, default=0.01, help="share of damaged images to put up with")
     add("--max_train_samples", type=int, help="train on so many images, the same for every seed")
@@ -106,9 +156,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
 
     add = parser.add_argument_group("model").add_argument
     add("--model", default="densenet121", help="baseline, densenet121, a timm name, a folder or id")
-    add("--model_options", help="the configuration's own, as block_config=[2,2]", **pairs)
+    add("--model_options", help="the configuration's own, as block_config=[2,2]", **PAIRS)
     add("--image_size", type=int, help="pixels a side; 224 if the model does not say")
-    geometries = "pad keeps all, squash stretches, crop keeps the centre; pad if no model says"
+    geometries = (
+        "pad keeps all, squash stretches, crop keeps the centre, inner_crop 7/8 of that; pad if no "
+        "model says"
+    )
     add("--geometry", choices=GEOMETRIES, help=geometries)
     add("--no_corrections", action="store_true", help="leave negatives and frames as they are")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
@@ -180,7 +233,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     if args.report_to not in ("none", *get_available_trackers()):
         parser.error(f"--report_to {args.report_to} needs that package: pip install it first.")
     check_ranges(parser, args, RANGES)
-    args.dataset_options, args.model_options = dict(args.dataset_options), dict(args.model_options)
+    settle_dataset(args)
+    args.model_options = dict(args.model_options)
     for name in args.model_options:
         if hasattr(args, name):
             parser.error(f"--model_options {name}=... has a flag of its own, use --{name}.")

@@ -24,6 +24,7 @@ from datasets_scripts import (
     original_shapes,
     perturb,
     read_pixels,
+    unknown_sets,
 )
 from modeling import CxrImageProcessor, preprocessing_cxr, reading_cxr
 
@@ -38,9 +39,9 @@ class PixelDataset(torch.utils.data.Dataset):
     """A split, decoded; a batch is one read of the memory map.
 
     A batch holds `pixels`, uint16 (B, H, W); `labels`, int64 (B,), -1 for an unlabelled image, or
-    float32 (B, K) when the split is multi-label; `index`, int64 (B,). `weights`, float64 (N,), say
-    how often images are drawn in training, and are None where the split has none; `warnings`, {what
-    was noticed while reading: images}.
+    float32 (B, K) when the split is multi-label, NaN where a finding is unknown; `index`, int64
+    (B,). `weights`, float64 (N,), say how often images are drawn in training, and are None where
+    the split has none; `sources`, str (N,); `warnings`, {what was noticed while reading: images}.
 
     Args:
         split: in the dataset schema.
@@ -55,14 +56,16 @@ class PixelDataset(torch.utils.data.Dataset):
         self.warnings = warnings or {}
         self.image_ids = np.array(split["image_id"][:])
         self.patient_ids = np.array(split["patient_id"][:])
+        self.sources = np.array(split["source"][:])
         self.class_names = class_names(split)
         weights = "weight" in split.features
         self.weights = np.array(split["weight"][:], np.float64) if weights else None
         self.multi_label = "labels" in split.features
         if self.multi_label:
             self.labels = np.zeros((len(split), len(self.class_names)), np.float32)
-            for row, present in zip(self.labels, label_sets(split)):
+            for row, present, unknown in zip(self.labels, label_sets(split), unknown_sets(split)):
                 row[list(present)] = 1
+                row[list(unknown)] = np.nan
         else:
             self.labels = np.array(split["label"][:], np.int64)
 
@@ -176,34 +179,43 @@ def summarize(
         warnings: of each split, what `decode_splits` noticed.
 
     Returns:
-        `source`, `name`, `splits`: images, unique images, patients, images of each class, a hash
-        of the images, and warnings; and `facts`, what is known of each source.
+        `source`, `name`, `splits`: images, unique images, patients, images of each class, where
+        some are unknown the number `known` of each, a hash of the images, and warnings; and
+        `facts`, what is known of each source.
     """
     splits = {}
     for split_name, split in dataset.items():
-        labels = [label for row in label_sets(split) for label in row]
-        hashes = content_hashes(split)
+        names, hashes = class_names(split), content_hashes(split)
+        present = Counter(label for row in label_sets(split) for label in row)
+        unknown = Counter(label for row in unknown_sets(split) for label in row)
+        known = {text: len(split) - unknown[k] for k, text in enumerate(names)}
         splits[split_name] = {
             "images": len(split),
             "unique_images": len(set(hashes)),
             "patients": len(set(split["patient_id"])),
-            "classes": {text: labels.count(k) for k, text in enumerate(class_names(split))},
+            "classes": {text: present[k] for k, text in enumerate(names)},
+            **({"known": known} if unknown else {}),
             "sha256": images_digest(hashes),
             "warnings": (warnings or {}).get(split_name, {}),
         }
-    sources = list(dict.fromkeys(dataset["train"]["source"]))
     return {
-        "source": ", ".join(sources),
+        "source": source_names(dataset["train"]),
         "name": name,
         "splits": splits,
         "facts": facts(dataset),
     }
 
 
+def source_names(split: Dataset) -> str:
+    """The sources of a split's images, joined by commas."""
+    return ", ".join(dict.fromkeys(split["source"]))
+
+
 def split_digest(split: Dataset) -> str:
     """A hash of what a training sees of a split: images, labels and weights in their order."""
     seen = [class_names(split), content_hashes(split), original_shapes(split)]
     seen += [list(map(list, label_sets(split)))]
+    seen += [list(map(list, unknown_sets(split)))] if "unknown" in split.features else []
     seen += [list(split["weight"])] if "weight" in split.features else []
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 

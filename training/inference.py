@@ -31,6 +31,7 @@ def predict(
     loader: DataLoader,
     processor: CxrImageProcessor,
     accelerator: Accelerator,
+    ten_crop: bool = False,
 ) -> torch.Tensor:
     """Logits of every image once, whatever the number of processes, in the split's order.
 
@@ -39,6 +40,7 @@ def predict(
         loader: of `make_loader`, prepared by `accelerator`.
         processor: makes `pixel_values` of decoded pixels.
         accelerator: joins the processes.
+        ten_crop: the loader gives frames, see `CxrClassifier.ten_crop_logits`.
 
     Returns:
         float32 (N, K), on the CPU.
@@ -53,7 +55,8 @@ def predict(
     indices, logits = [], []
     for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False):
         pixel_values = processor.normalize(batch["pixels"])
-        output = model(pixel_values.contiguous(memory_format=torch.channels_last)).logits
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        output = model.ten_crop_logits(pixel_values) if ten_crop else model(pixel_values).logits
         index, output = accelerator.gather_for_metrics((batch["index"], output))
         indices.append(index.cpu())
         logits.append(output.float().cpu())
@@ -71,13 +74,15 @@ def to_predictions(
     extra: dict[str, np.ndarray] | None = None,
 ) -> Predictions:
     """Logits (N, K) joined to what the split says of its images."""
+    unknown = np.isnan(split.labels) if split.multi_label else None
     return Predictions(
         split.image_ids,
         split.patient_ids,
-        split.labels.astype(bool) if split.multi_label else split.labels,
+        split.labels == 1 if split.multi_label else split.labels,
         logits.double().numpy(),
         tuple(split.class_names),
         name,
         split.multi_label,
         extra=extra or {},
+        unknown=unknown,
     )

@@ -5,6 +5,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from evaluation.calibration import apply_operation, fit_operation
@@ -13,6 +14,7 @@ from evaluation.figures import plot_confusion_matrix, plot_roc, plot_training_cu
 from evaluation.metrics import compute_metrics
 from evaluation.pages.model_card import write_model_card
 from evaluation.predictions import read_predictions, write_predictions
+from evaluation.subgroups import subgroups
 from modeling import CxrImageProcessor
 from modeling.modeling_cxr import CxrClassifier
 from training.arguments import recipe
@@ -35,7 +37,8 @@ def write_run(
 
     Calibration, threshold and abstention band are fitted on the split "operation", or on
     validation where there is none, and saved in the configuration; the metrics of every split are
-    at that operating point.
+    at that operating point. Where images come from several sources, the predictions say which, and
+    the metrics of the last split are also told a source.
 
     Args:
         folder: to make and fill.
@@ -68,6 +71,7 @@ def write_run(
             split.class_names,
             name,
             split.multi_label,
+            {"source": split.sources} if len(np.unique(split.sources)) > 1 else {},
         )
         read[name] = read_predictions(path)
     fitted_on = "operation" if "operation" in read else "validation"
@@ -89,6 +93,8 @@ def write_run(
         metrics[f"uncalibrated_{name}"] = compute_metrics(raw, seed=args.seed)
     last = "test" if "test" in operated else "validation"
     shown = operated[last]
+    if "source" in shown.extra:
+        metrics["subgroups"] = subgroups(shown, ["source"], seed=args.seed)
     figures, title = folder / "figures", Path(args.output_dir).resolve().name
     plot_confusion_matrix(shown, figures / "confusion_matrix.png")
     bands = {title: curve_bands(shown, seed=args.seed)}

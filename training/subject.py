@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -18,14 +18,15 @@ from evaluation.calibration import NO_OPERATION
 from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor, load_model
 from modeling.configuration_cxr import CxrConfig
+from modeling.convert import TRAINED_ON
 from modeling.image_cxr import FULL_SCALE, CxrImage
 from modeling.reading_cxr import read_mask
-from training.data import PixelDataset, decode_splits, images_digest
+from training.data import PixelDataset, decode_splits, images_digest, source_names
 from training.inference import make_loader, predict, to_predictions
 
 SCHEMA = {
-    *("image", "label", "labels", "image_id", "patient_id", "source"),
-    *("lung_mask", "boxes", "weight"),
+    *("image", "label", "labels", "unknown", "image_id", "patient_id"),
+    *("lung_mask", "boxes", "objects", "weight"),
 }
 
 
@@ -51,9 +52,8 @@ class Subject:
         self.class_names = [config.id2label[k] for k in range(config.num_labels)]
         splits = DatasetDict({args.split: split})
         self.altered = (args.variant, args.seed)
-        decoded = decode_splits(
-            splits, self.processor, args.cache_dir, args.max_unreadable, *self.altered
-        )
+        reader = self.processor.frame() if args.ten_crop else self.processor
+        decoded = decode_splits(splits, reader, args.cache_dir, args.max_unreadable, *self.altered)
         self.pixels, self.split = decoded[args.split], splits[args.split]
         self.stored = stored_rows(self.split)
         if args.variant:
@@ -82,7 +82,8 @@ class Subject:
         """Raw logits of every image, with the columns that errors are broken down by."""
         loader = make_loader(self.pixels, args.per_device_eval_batch_size)
         model = self.model.to(accelerator.device, memory_format=torch.channels_last)
-        logits = predict(model, accelerator.prepare(loader), self.processor, accelerator)
+        loader = accelerator.prepare(loader)
+        logits = predict(model, loader, self.processor, accelerator, args.ten_crop)
         return self.to_predictions(logits, args.split)
 
     def to_predictions(self, logits: torch.Tensor, name: str) -> Predictions:
@@ -118,6 +119,29 @@ class Subject:
         return pixel_values, self.model.grad_cam(pixel_values, target)[0].cpu().numpy()
 
 
+def refuse_trained_on(model_id: str, dataset: DatasetDict) -> None:
+    """Refuses images that are in the list of those that a converted model was trained on.
+
+    Args:
+        model_id: a folder or Hub id.
+        dataset: the splits to validate on.
+
+    Raises:
+        ValueError: an image has the name, suffix aside, of one in the list.
+    """
+    found = _beside(model_id, TRAINED_ON)
+    if found is None:
+        return
+    trained = set(found.read_text().split())
+    names = [name for part in dataset.values() for name in part["image_id"]]
+    seen = [name for name in names if PurePosixPath(name).stem in trained]
+    if seen:
+        raise ValueError(
+            f"{model_id} was trained on {len(seen)} of these {len(names)} images, as {seen[0]}; "
+            "validate it on others."
+        )
+
+
 def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
     """Whether the images of some splits are those that a model learned from.
 
@@ -129,20 +153,26 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
         parts: splits of a set, whole.
         name: what the set is called, see `training.data.summarize`.
     """
-    found = cached_file(
-        model_id,
-        "dataset.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    found = _beside(model_id, "dataset.json")
     if found is None or not parts:
         return False
-    known = json.loads(Path(found).read_text())
+    known = json.loads(found.read_text())
     first = next(iter(parts.values()))
-    if "train" in parts and (known["source"], known["name"]) == (first["source"][0], name):
+    if "train" in parts and (known["source"], known["name"]) == (source_names(first), name):
         return True
     trained = known["splits"]["train"].get("sha256")
     return any(images_digest(content_hashes(part)) == trained for part in parts.values())
+
+
+def _beside(model_id: str, file: str) -> Path | None:
+    """A file of a model's folder or repository; None where it has none."""
+    found = cached_file(
+        model_id,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
 
 
 def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split: Dataset) -> None:
@@ -173,14 +203,11 @@ def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split:
             f"the data's class {unknown[0]!r} is none of {name}'s: {', '.join(known)}. If it is "
             f"one of them by another name, say so: --dataset_options 'label_map={{{pairs}}}'."
         )
-    if given != [text for text in known if text in given]:
+    if not multi_label and given != [text for text in known if text in given]:
         raise ValueError(
             f"{name} orders its classes {', '.join(known)}, the data {', '.join(given)}; the "
             "positive class would not be the same."
         )
-    if multi_label and len(given) < len(known):
-        missing = next(text for text in known if text not in given)
-        raise ValueError(f"the data do not say which images show {missing!r}, a class of {name}.")
 
 
 def spelled_as(known: list[str], given: list[str]) -> list[str]:
@@ -190,10 +217,14 @@ def spelled_as(known: list[str], given: list[str]) -> list[str]:
 
 
 def align_classes(pixels: PixelDataset, names: list[str]) -> None:
-    """Label indices of the model's classes, of which the data may hold fewer."""
-    if not pixels.multi_label:
-        given = spelled_as(names, pixels.class_names)
-        pixels.labels = np.array([names.index(text) for text in given])[pixels.labels]
+    """Labels of the model's classes, of which the data may hold fewer: unknown, of several."""
+    indices = np.array([names.index(text) for text in spelled_as(names, pixels.class_names)])
+    if pixels.multi_label:
+        labels = np.full((len(pixels), len(names)), np.nan, np.float32)
+        labels[:, indices] = pixels.labels
+        pixels.labels = labels
+    else:
+        pixels.labels = indices[pixels.labels]
     pixels.class_names = names
 
 

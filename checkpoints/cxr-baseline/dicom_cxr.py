@@ -7,6 +7,7 @@ for all the values that a pixel can hold and looked up for each pixel.
 import math
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -61,7 +62,9 @@ SAMPLES = 400  # pixels looked at on a line, lines
 # Less of full scale from the first to the last hundredth of the pixels, or fewer pixels between
 # black and white, are no picture; of 1,670 X-rays, the least were 0.25 and 0.5.
 LEAST_CONTRAST, LEAST_BETWEEN = 0.2, 0.03
-MAX_WINDOWS = 8  # tried
+USUAL_BETWEEN = 0.5
+MAX_TRIED = 8  # tables, windows
+STRETCHED = "Without a usable window, the greys span the file's darkest to brightest."
 DAYS = {"D": 1, "W": 7, "M": 365.25 / 12, "Y": 365.25, "": 365.25}  # RSNA's files have no unit
 
 
@@ -78,12 +81,13 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
     """A chest X-ray from a DICOM file, as a viewer first shows it.
 
     The first frame is decoded, then go the Modality LUT or rescale, the first VOI LUT or else the
-    first window, and at last the inversion of MONOCHROME1. Tables and windows that leave nothing
-    but darkness, light or an outline are passed over, with a warning, for the next in the file.
-    Where there is none, pixels of 8 bits keep their full range, as they were made for the screen;
-    deeper ones, and those of 8 bits that show too little, are stretched from the darkest to the
-    brightest pixel, as viewers (cornerstone) and public data sets (MIMIC-CXR-JPG) do, and a warning
-    says so. Padding shows black, colour becomes ITU-R 601 luma, overlays are ignored.
+    first window, and at last the inversion of MONOCHROME1. Tables and windows that are damaged, or
+    leave nothing but darkness, light or an outline, are passed over, with a warning, for the next
+    in the file. Where there is none, pixels of 8 bits and colours keep their full range, as they
+    were made for the screen; deeper ones, and those that show too little, are stretched from the
+    darkest to the brightest pixel, as viewers (cornerstone) and public data sets (MIMIC-CXR-JPG)
+    do, and a warning says so. Padding shows black, colour becomes ITU-R 601 luma. Bits above the
+    stored ones are left out as overlays, which a warning says.
 
     Modality has to be CR, DX or RG; OT, SC or none, as converters write, are read with a warning.
     The body part, by BodyPartExamined or else AnatomicRegionSequence, may be none but a chest; one
@@ -100,8 +104,9 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
         The image; its age in years comes from PatientAge.
 
     Raises:
-        ValueError: not a chest X-ray by its header, damaged, without pixels, too small or large, or
-            compressed in a way that no installed package decodes.
+        ValueError: not a chest X-ray by its header, damaged, without pixels, blank, too small or
+            large, or compressed in a way that no installed package decodes; all its tables and
+            windows are useless and one of them is damaged.
     """
     try:
         syntax, header = read_data_set(content)
@@ -225,6 +230,11 @@ def _stored_values(
         shift = header.word("HighBit", used - 1) + 1 - used
         if not 0 <= shift <= allocated - used:
             raise ValueError("HighBit does not go with BitsStored")
+        if _has_more_bits(values, used + shift, header.word("PixelRepresentation", 0) == 1):
+            warnings.append(
+                "Pixels have bits above those that BitsStored says; they were left out, and if "
+                "they are no overlays, the image is wrong."
+            )
         values, bits = values >> shift if shift else values, used
     if values.ndim == 3:
         values = values[..., 0] if photometric.startswith("YBR") else _luma(values)
@@ -256,6 +266,16 @@ def _native(
     return values.reshape(rows, columns, samples)
 
 
+def _has_more_bits(values: np.ndarray, used: int, signed: bool) -> bool:
+    """Whether any of the bits above so many is set, but for those that repeat the sign."""
+    if values.max() < 2**used:
+        return False
+    if not signed:
+        return True
+    extended = values.view(values.dtype.str.replace("u", "i"))
+    return bool(extended.min() < -(2 ** (used - 1)) or extended.max() >= 2 ** (used - 1))
+
+
 def _luma(rgb: np.ndarray) -> np.ndarray:
     """ITU-R 601 luma in the integer form that Pillow uses, at any depth up to 16 bits."""
     red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
@@ -269,21 +289,40 @@ def _render(stored: np.ndarray, bits: int, header: DataSet, warnings: list[str])
     values = np.arange(2 ** (8 * stored.dtype.itemsize)) & (2**bits - 1)
     if signed:
         values = np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
-    if photometric in COLOURS:
-        grey = values / (2**bits - 1)
-    elif photometric == "PALETTE COLOR":
-        tables = [
-            _look_up(values, header, f"{colour}PaletteColorLookupTable", signed)
-            for colour in ("Red", "Green", "Blue")
-        ]
-        colours, tops, bits = zip(*tables)
-        top = _top(max(tops), bits[0], "palette", warnings)
-        grey = np.dot(np.stack(colours, -1), (0.299, 0.587, 0.114)) / top
+    if photometric in COLOURS + ("PALETTE COLOR",):
+        grey = _grey_from_colour(values, bits, signed, stored, header, warnings)
     else:
         grey = _grey(values, bits, signed, stored, header, warnings)
     if not np.isfinite(grey).all():
         raise ValueError("its rescale or window is damaged")
     return (grey.clip(0, 1) * FULL_SCALE).round().astype(np.uint16)[stored]
+
+
+def _grey_from_colour(
+    values: np.ndarray,
+    bits: int,
+    signed: bool,
+    stored: np.ndarray,
+    header: DataSet,
+    warnings: list[str],
+) -> np.ndarray:
+    """Grey in [0, 1] of each stored value, which is a luma or stands for a palette's colour."""
+    if header.text("PhotometricInterpretation").upper() in COLOURS:
+        grey = values / (2**bits - 1)
+    else:
+        colours, highest, declared = zip(
+            *(
+                _look_up(values, header, f"{colour}PaletteColorLookupTable", signed)
+                for colour in ("Red", "Green", "Blue")
+            )
+        )
+        top = _top(max(highest), declared[0], "palette", warnings)
+        grey = np.dot(np.stack(colours, -1), (0.299, 0.587, 0.114)) / top
+    seen, padding = _sample(stored), np.zeros(len(values), bool)
+    if not _shows(grey[seen]):
+        grey = _stretched(grey, stored, seen, padding)
+        warnings.append(STRETCHED)
+    return grey
 
 
 def _grey(
@@ -309,17 +348,18 @@ def _grey(
         modality = values * slope + (header.numbers("RescaleIntercept") or [0])[0]
         if slope == 0 or not np.isfinite(modality).all():
             raise ValueError("RescaleSlope or RescaleIntercept is out of range")
-    rows, columns = (-(-side // SAMPLES) for side in stored.shape)
-    seen = stored[::rows, ::columns].ravel()
+    seen = _sample(stored)
     seen = seen[~padding[seen]]
     given = _given_greys(modality, header, warnings)
     grey = next((grey for grey in given if _shows(grey[seen])), None)
+    if grey is not None and _between(grey[seen]) < USUAL_BETWEEN:
+        warnings.append("The file's window or VOI LUT leaves most of the image black or white.")
     if grey is None and bits <= 8:
         grey = (modality - modality.min()) / (np.ptp(modality) or 1)
         grey = grey if _shows(grey[seen]) else None
     if grey is None:
         grey = _stretched(modality, stored, seen, padding)
-        warnings.append("Without a usable window, the greys span the file's darkest to brightest.")
+        warnings.append(STRETCHED)
     inverse = header.text("PresentationLUTShape").upper() == "INVERSE"
     if inverse or header.text("PhotometricInterpretation").upper() == "MONOCHROME1":
         grey = 1 - grey.clip(0, 1)
@@ -329,20 +369,43 @@ def _grey(
 def _given_greys(
     modality: np.ndarray, header: DataSet, warnings: list[str]
 ) -> Iterator[np.ndarray]:
-    """Grey of each stored value by the file's VOI LUT, then by its windows.
+    """Grey of each stored value by the file's VOI LUTs, then by its windows.
 
     Whoever asks for the next has found that the last shows too little, which a warning says.
+
+    Raises:
+        ValueError: there is no other, and one is damaged.
     """
     unused = "The file's {} shows almost nothing of the image and was not used."
-    voi_lut = header.item("VOILUTSequence")
-    if voi_lut:
+    damaged = "The file's {} is damaged and was not used."
+    error = None
+    for voi_lut in islice(header.items("VOILUTSequence"), MAX_TRIED):
         before = len(warnings)
-        entries, highest, bits = _look_up(modality, voi_lut, "LUT", modality.min() < 0)
+        try:
+            entries, highest, bits = _look_up(modality, voi_lut, "LUT", modality.min() < 0)
+        except ValueError as problem:
+            error = error or problem
+            warnings.append(damaged.format("VOI LUT"))
+            continue
         yield entries / _top(highest, bits, "VOI LUT", warnings)
         warnings[before:] = [unused.format("VOI LUT")]
     for center, width in _windows(header):
-        yield _window(modality, center, width, header)
+        try:
+            grey = _window(modality, center, width, header)
+        except ValueError as problem:
+            error = error or problem
+            warnings.append(damaged.format("window"))
+            continue
+        yield grey
         warnings.append(unused.format("window"))
+    if error:
+        raise error
+
+
+def _sample(stored: np.ndarray) -> np.ndarray:
+    """Some of the pixels' stored values, (N,)."""
+    rows, columns = (-(-side // SAMPLES) for side in stored.shape)
+    return stored[::rows, ::columns].ravel()
 
 
 def _shows(grey: np.ndarray) -> bool:
@@ -355,8 +418,12 @@ def _shows(grey: np.ndarray) -> bool:
         return False
     grey = grey.clip(0, 1)
     darkest, brightest = np.percentile(grey, (1, 99))
-    between = (grey > 0) & (grey < 1)
-    return bool(brightest - darkest >= LEAST_CONTRAST and between.mean() >= LEAST_BETWEEN)
+    return bool(brightest - darkest >= LEAST_CONTRAST and _between(grey) >= LEAST_BETWEEN)
+
+
+def _between(grey: np.ndarray) -> float:
+    """The share of greys, (N,), that are neither black nor white."""
+    return float(((grey > 0) & (grey < 1)).mean())
 
 
 def _stretched(
@@ -366,23 +433,34 @@ def _stretched(
 
     Where a few pixels, a marker's or dead ones, leave the others no contrast, from the first to the
     last hundredth.
+
+    Raises:
+        ValueError: these have one grey.
     """
     shown = np.zeros(len(modality), bool)
     shown[stored] = True
-    used = modality[shown & ~padding] if (shown & ~padding).any() else modality
+    used = modality[shown & ~padding]
+    if not len(used):
+        raise ValueError("the image is blank: its padding covers every pixel")
     low, high = used.min(), used.max()
     if len(seen) and np.ptp(np.percentile(modality[seen], (1, 99))) < LEAST_CONTRAST * (high - low):
         low, high = np.percentile(modality[seen], (1, 99))
-    return ((modality - low) / (high - low or 1)).clip(0, 1)
+    if low == high:
+        raise ValueError("the image is blank: its pixels have one grey")
+    return ((modality - low) / (high - low)).clip(0, 1)
 
 
 def _windows(header: DataSet) -> list[tuple[float, float]]:
     """Centres and widths, but for those of width 0 or no number, as some writers leave them."""
-    try:
-        centers, widths = header.numbers("WindowCenter"), header.numbers("WindowWidth")
-    except ValueError:
-        return []
-    return [pair for pair in zip(centers, widths) if not pair[1] <= 0][:MAX_WINDOWS]
+    pairs = []
+    for texts in zip(header.texts("WindowCenter"), header.texts("WindowWidth")):
+        try:
+            center, width = map(float, texts)
+        except ValueError:
+            continue
+        if math.isfinite(center) and math.isfinite(width) and width > 0:
+            pairs.append((center, width))
+    return pairs[:MAX_TRIED]
 
 
 def _window(values: np.ndarray, center: float, width: float, header: DataSet) -> np.ndarray:
@@ -393,7 +471,7 @@ def _window(values: np.ndarray, center: float, width: float, header: DataSet) ->
             f"VOILUTFunction is {_quote(function)}; it can be LINEAR, LINEAR_EXACT or SIGMOID"
         )
     least = 1 if function == "LINEAR" else 0
-    if not (math.isfinite(center) and math.isfinite(width) and width >= least):
+    if width < least:
         raise ValueError(
             f"WindowCenter {center:g} and WindowWidth {width:g} are no {function} window"
         )

@@ -103,14 +103,17 @@ class DataSet:
 
     def item(self, keyword: str) -> "DataSet | None":
         """The first item of a sequence, or None."""
-        header = self.raw(keyword)[:8]
-        if len(header) < 8:
-            return None
-        group, element, length = struct.unpack(f"{self.order}HHI", header)
-        if group << 16 | element != ITEM:
-            return None
-        stop = None if length == UNDEFINED else 8 + length
-        return DataSet(io.BytesIO(self.raw(keyword)[8:stop]), self.order)
+        return next(self.items(keyword), None)
+
+    def items(self, keyword: str) -> Iterator["DataSet"]:
+        """The items of a sequence, each read when it is asked for."""
+        file = io.BytesIO(self.raw(keyword))
+        while len(header := file.read(8)) == 8:
+            group, element, length = struct.unpack(f"{self.order}HHI", header)
+            if group << 16 | element != ITEM:
+                return
+            whole = file if length == UNDEFINED else io.BytesIO(file.read(length))
+            yield DataSet(whole, self.order)
 
 
 def read_data_set(content: bytes) -> tuple[str, DataSet]:

@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -58,7 +59,8 @@ def open_image(image: ImageSource, correct: bool = True) -> CxrImage:
 
     Args:
         image: a path, the file's bytes, their base64 text or data URI, a PIL image, or an array:
-            (h, w), (h, w, c) or (c, h, w) of bool, integers of up to 16 bits or floats in [0, 1].
+            (h, w), (h, w, c) or (c, h, w) of bool, integers of up to 16 bits or floats in [0, 1];
+            of (c, h, w), c is 1 or 3, as 4 may be images.
         correct: invert negatives and cut plain frames away, which a warning says; see
             `screening_cxr.screen`.
 
@@ -69,6 +71,20 @@ def open_image(image: ImageSource, correct: bool = True) -> CxrImage:
     """
     opened = _open(image)
     return screen(opened) if correct else opened
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is over 256 MB.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file.")
+    check_file_size(os.path.getsize(path), os.fspath(path))
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def read_mask(mask: ImageSource, image: CxrImage) -> np.ndarray:
@@ -109,19 +125,38 @@ def _open(image: ImageSource) -> CxrImage:
 
 def _from_text(text: str) -> CxrImage:
     if os.path.isfile(text):
-        check_file_size(os.path.getsize(text), text)
-        with open(text, "rb") as file:
-            return _from_file(file.read(), text)
+        return _from_file(read_file(text), text)
     head, comma, data = text.partition(",")
-    is_uri = text.startswith("data:") and comma
-    if not is_uri and len(text) <= MAX_NAME:
-        raise FileNotFoundError(f"{text}: no such file.")
-    try:
-        content = base64.b64decode("".join((data if is_uri else text).split()), validate=True)
-    except ValueError:
-        start = f"{text[:40]}... of {len(text):,} characters"
-        raise FileNotFoundError(f"{start}: no such file, nor an image in base64.") from None
+    is_uri = bool(comma) and head[:5].lower() == "data:"
+    content = _decode_base64(unquote(data) if is_uri else text)
+    is_name = not is_uri and len(text) <= MAX_NAME
+    if content is None or is_name and not _is_image(content):  # names may be base64 by chance
+        what = text if is_name else f"{text[:40]}... of {len(text):,} characters"
+        raise FileNotFoundError(
+            f"{what}: no such file{'' if is_name else ', nor an image in base64'}."
+        )
     return _from_file(content, "the image")
+
+
+def _decode_base64(text: str) -> bytes | None:
+    """Bytes of base64, the URL-safe one too, with or without padding; None where it is none."""
+    text = "".join(text.split()).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        return None
+
+
+def _is_image(content: bytes) -> bool:
+    """Whether a file begins as an image, damaged or not, by its content."""
+    if is_dicom(content):
+        return True
+    try:
+        with _decoding("the image"):
+            Image.open(io.BytesIO(content), formats=FORMATS)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_file(content: bytes, name: str) -> CxrImage:
@@ -219,7 +254,12 @@ def _bands(height: int, width: int) -> list[slice]:
 
 
 def _from_array(array: np.ndarray) -> CxrImage:
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
+    if array.ndim == 3 and array.shape[0] == 4 and array.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"an array of shape {array.shape} may be 4 images or one with transparency; give a "
+            "list of images, or (h, w, 4)."
+        )
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
@@ -227,7 +267,7 @@ def _from_array(array: np.ndarray) -> CxrImage:
     if not (array.ndim == 2 or colour) or array.dtype.kind not in "buif":
         raise ValueError(
             f"an array of shape {array.shape}, {array.dtype} is no image; give (h, w), (h, w, c) "
-            "or (c, h, w) with 1, 3 or 4 channels."
+            "with 1, 3 or 4 channels, or (c, h, w) with 1 or 3."
         )
     check_shape(array.shape[1::-1], "the image")
     if array.dtype == np.uint8:

@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -16,7 +17,32 @@ OPERATION = ("calibration", "thresholds", "abstention", "prevalence")
 # What holds for the classes and the people of the training data alone.
 FITTED = (*OPERATION, "outlier_threshold", "age_range", "class_weights", "focal_alpha")
 
+NO_FEATURES = (
+    "pipeline('image-feature-extraction') would answer this model's logits, which are no features; "
+    "use model.embed(processor(image).pixel_values)."
+)
+
 logger = logging.getLogger(__name__)
+
+
+def spelled_alike(names: Sequence[str]) -> list[str]:
+    """Names without what spellings of one class differ in: capitals, blanks, hyphens, underscores.
+
+    Two models have the same classes in the same order where these are equal.
+    """
+    return [re.sub(r"[\s_-]+", " ", str(name)).casefold() for name in names]
+
+
+def _check_classes(id2label: Mapping[int | str, str]) -> dict[int, str]:
+    """`id2label` with numbers for the text keys of JSON, in their order."""
+    texts = {str(index): name for index, name in id2label.items()}
+    if set(texts) != {str(index) for index in range(len(texts))}:
+        raise ValueError(f"id2label has the indices {', '.join(texts)}; they count from 0.")
+    names = list(texts.values())
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"id2label has {repeated!r} more than once; each class has its own name.")
+    return {index: texts[str(index)] for index in range(len(texts))}
 
 
 class CxrConfig(PretrainedConfig):
@@ -24,6 +50,7 @@ class CxrConfig(PretrainedConfig):
 
     Setting other classes (`id2label`, `num_labels`) or another `problem_type`, also by keywords of
     `from_pretrained`, drops what was fitted for the old ones (`FITTED`), which a warning says.
+    Classes that are edited in place drop it when they are saved. `label2id` follows `id2label`.
 
     Args:
         image_size: height and width of `pixel_values`, pixels.
@@ -92,20 +119,38 @@ class CxrConfig(PretrainedConfig):
         self.outlier_threshold = outlier_threshold
         self.age_range = age_range
         super().__init__(problem_type=problem_type, **kwargs)
+        self.follow_classes()
         self.check()
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key == "id2label" and value is not None:
-            value = {int(index): name for index, name in value.items()}  # JSON has text keys
+            value = _check_classes(value)
         before = self.__dict__.get(key)
         super().__setattr__(key, value)
-        if before is None or value is None or before == value:
-            return
-        if key == "id2label":
-            super().__setattr__("label2id", {name: index for index, name in value.items()})
-            self._forget_fitted("other classes")
-        elif key == "problem_type":
+        if key == "id2label" and value is not None:
+            self.follow_classes()
+        elif key == "problem_type" and None not in (before, value) and before != value:
             self._forget_fitted("another problem_type")
+
+    def follow_classes(self) -> None:
+        """Lets `label2id`, and what was fitted, follow the names in `id2label`.
+
+        Raises:
+            ValueError: `id2label` does not count from 0, or has a name twice.
+        """
+        names = list(_check_classes(self.id2label).values())
+        # A copy of the names that what was fitted is for: those in `id2label` are edited in place.
+        before = self.__dict__.get("_fitted_classes", names)
+        if spelled_alike(before) != spelled_alike(names):
+            self._forget_fitted("other classes")
+        self.__dict__["_fitted_classes"] = names
+        self.__dict__["label2id"] = {name: index for index, name in enumerate(names)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """See transformers."""
+        fields = super().to_dict()
+        fields.pop("_fitted_classes", None)
+        return fields
 
     def _forget_fitted(self, what: str) -> None:
         dropped = [name for name in FITTED if self.__dict__.get(name) is not None]
@@ -114,17 +159,39 @@ class CxrConfig(PretrainedConfig):
             self.update(dict.fromkeys(dropped))
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "CxrConfig | tuple[CxrConfig, dict]":
+        """See transformers.
+
+        Raises:
+            ValueError: see `from_dict`; it is for a pipeline that asks for features.
+        """
+        if kwargs.get("_from_pipeline") == "image-feature-extraction":
+            raise ValueError(NO_FEATURES)
+        return super().from_pretrained(*args, **kwargs)
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs: Any) -> "CxrConfig | tuple[CxrConfig, dict]":
         """See transformers.
 
         Raises:
-            ValueError: a value, of the dictionary or a keyword, outside its range or set.
+            ValueError: a value, of the dictionary or a keyword, outside its range or set; a
+                `label2id` that is not the inverse of `id2label`.
         """
         # The classes first: what is given for them must outlive what held for the old ones.
         classes = ("problem_type", "id2label", "label2id")
         kwargs = {key: kwargs[key] for key in classes if key in kwargs} | kwargs
+        given = kwargs.get("label2id")
         made = super().from_dict(config_dict, **kwargs)
-        (made[0] if isinstance(made, tuple) else made).check()
+        config = made[0] if isinstance(made, tuple) else made
+        config.follow_classes()
+        if given is not None and {str(name): int(index) for name, index in given.items()} != {
+            str(name): index for name, index in config.label2id.items()
+        }:
+            raise ValueError(
+                f"label2id is {given}, while id2label is {config.id2label}; give id2label alone, "
+                "which label2id follows."
+            )
+        config.check()
         return made
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -133,6 +200,7 @@ class CxrConfig(PretrainedConfig):
         Raises:
             ValueError: see `check`; nothing is then written.
         """
+        self.follow_classes()
         self.check()
         super().save_pretrained(save_directory, **kwargs)
 

@@ -10,12 +10,12 @@ from .configuration_cxr import CxrConfig
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, config: CxrConfig
 ) -> torch.Tensor:
-    """Mean loss of a batch's labelled images; 0, with gradients of 0, where none is labelled.
+    """Mean loss of what a batch has labels for; 0, with gradients of 0, where it has none.
 
     Args:
         logits: float (B, K).
-        labels: int (B,) class indices, negative for an image without a label; or 0/1 (B, K) when
-            the problem is multi-label.
+        labels: int (B,) class indices, negative for an image without a label; or float (B, K) of
+            1, 0 and, for an unknown finding, NaN when the problem is multi-label.
         config: holds `problem_type`, `loss`, `class_weights`, `label_smoothing`, `focal_gamma`
             and `focal_alpha`.
 
@@ -23,10 +23,9 @@ def classification_loss(
         A scalar. Class weights average as torch's cross-entropy does: over the weights' sum.
 
     Raises:
-        ValueError: labels of another shape.
+        ValueError: labels of another shape or kind, or beyond the classes.
     """
-    multi_label = config.problem_type == "multi_label_classification"
-    expected = tuple(logits.shape) if multi_label else (logits.shape[0],)
+    expected = tuple(logits.shape) if config.is_multi_label else (logits.shape[0],)
     if tuple(labels.shape) != expected:
         raise ValueError(
             f"labels has shape {tuple(labels.shape)}; {config.problem_type} takes {expected}."
@@ -34,12 +33,24 @@ def classification_loss(
     weights = None
     if config.class_weights is not None:
         weights = logits.new_tensor(config.class_weights)
-    if multi_label:
+    if config.is_multi_label:
+        known = ~labels.isnan()
+    elif labels.is_floating_point():
+        raise ValueError(f"labels is {labels.dtype}; {config.problem_type} takes class indices.")
+    elif len(labels) and labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"a label is {labels.max().item()}; the classes are 0 to {logits.shape[1] - 1}."
+        )
+    else:
+        known = labels >= 0
+    if not known.any():
+        return logits.sum() * 0
+    if config.is_multi_label:
+        if not known.all():
+            logits, labels = logits[known], labels[known]
+            weights = None if weights is None else weights.expand(known.shape)[known]
         return _multi_label_loss(logits, labels.to(logits.dtype), weights, config)
-    known = labels >= 0
     if not known.all():
-        if not known.any():
-            return logits.sum() * 0
         logits, labels = logits[known], labels[known]
     if config.loss == "focal":
         return _focal_loss(logits, labels, weights, config)
@@ -49,6 +60,7 @@ def classification_loss(
 def _multi_label_loss(
     logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, config: CxrConfig
 ) -> torch.Tensor:
+    """The mean over all cells, (B, K) or those of them that are known."""
     if config.loss == "focal":
         alpha = -1 if config.focal_alpha is None else config.focal_alpha
         losses = sigmoid_focal_loss(logits, labels, alpha, config.focal_gamma)

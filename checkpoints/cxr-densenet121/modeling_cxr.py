@@ -1,5 +1,7 @@
 """Chest X-ray models that explain themselves."""
 
+import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -16,13 +19,16 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from .answers_cxr import NO_MAPS, CxrAnswer, answers, class_names, refusal
 from .calibration_cxr import calibrate, decide, to_probabilities
-from .configuration_cxr import CxrConfig
+from .configuration_cxr import CxrConfig, spelled_alike
 from .heatmap_cxr import check_method, make_heatmaps
 from .image_cxr import CxrImage
 from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
 from .outlier_cxr import OutlierDetector
 from .pipeline_cxr import CxrImageClassificationPipeline
+from .preprocessing_cxr import ten_crops
+
+logger = logging.getLogger(__name__)
 
 # --------------------------------------------------------------------------------- every family
 
@@ -153,9 +159,53 @@ class CxrClassifier(CxrPreTrainedModel):
     network: CxrNetwork
 
     def __init__(self, config: CxrConfig) -> None:
+        config.follow_classes()
         config.check()
         super().__init__(config)
+        self._head_classes = class_names(config.to_dict())
         self.outlier_detector = None if config.outlier_threshold is None else OutlierDetector()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any
+    ) -> "CxrClassifier | tuple[CxrClassifier, dict]":
+        """See transformers; the heads follow the classes that are asked for.
+
+        The saved classes in another order, by `id2label` or a configuration, keep what the heads
+        learned of each; others, but for another spelling, get fresh heads. A warning says so.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is None:
+            return loaded
+        stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if stored:
+            saved = cls.config_class.from_dict(stored)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model._adapt_heads(class_names(saved.to_dict()))
+        return loaded
+
+    @torch.no_grad()
+    def _adapt_heads(self, saved: list[str]) -> None:
+        """To the model's classes, from those that it was saved with."""
+        before, after = spelled_alike(saved), spelled_alike(self._head_classes)
+        if before == after:
+            return
+        if sorted(before) == sorted(after):
+            rows, what = [before.index(name) for name in after], "in another order"
+        else:
+            rows, what = None, "fresh, to be trained"
+        for head in self.heads:
+            if rows is None:
+                head.reset_parameters()
+                continue
+            for parameter in head.parameters():  # weight (K, D) and bias (K,)
+                parameter.copy_(parameter[rows])
+        logger.warning(
+            "Saved for %s, loaded for %s: the head is %s.",
+            ", ".join(saved),
+            ", ".join(self._head_classes),
+            what,
+        )
 
     @property
     def heads(self) -> tuple[nn.Linear, ...]:
@@ -203,7 +253,7 @@ class CxrClassifier(CxrPreTrainedModel):
 
         Args:
             pixel_values: float (B, C, H, W), as the image processor gives them.
-            labels: int (B,), or 0/1 (B, K) when the problem is multi-label; adds `loss`.
+            labels: see `loss_cxr.classification_loss`; adds `loss`.
             return_dict: False gives a tuple of what there is of loss, logits, probabilities and
                 outlier score.
 
@@ -234,6 +284,27 @@ class CxrClassifier(CxrPreTrainedModel):
         """
         features = self.network.forward_features(self._to_input(pixel_values))
         return self.network.forward_head(features, pre_logits=True).float()
+
+    def ten_crop_logits(self, frames: torch.Tensor) -> torch.Tensor:
+        """Logits of the mean of the uncalibrated probabilities over ten crops of each image.
+
+        Args:
+            frames: float (B, C, h, w), as the processor's `frame` gives them.
+
+        Returns:
+            float32 (B, K), which `probabilities` takes as it takes those of `forward`; softmax or
+            sigmoid of them is the mean.
+
+        Raises:
+            ValueError: see `forward`.
+        """
+        crops = ten_crops(self._to_input(frames), self.config.image_size)
+        logits = torch.stack([self.network(crop).float() for crop in crops])
+        if not self.config.is_multi_label:
+            return logits.log_softmax(2).logsumexp(0) - math.log(len(crops))
+        # In the logarithm, as 1 - p of a sure answer is 0 in float32.
+        present, absent = F.logsigmoid(logits), F.logsigmoid(-logits)
+        return present.logsumexp(0) - absent.logsumexp(0)
 
     def probabilities(
         self, logits: torch.Tensor, prevalence: float | Sequence[float] | None = None
@@ -276,13 +347,16 @@ class CxrClassifier(CxrPreTrainedModel):
         return decide(probabilities, config.thresholds, config.abstention, config.is_multi_label)
 
     def grad_cam(
-        self, pixel_values: torch.Tensor, target: int | Sequence[int] | torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        target: int | str | Sequence[int] | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Where the network looked (Grad-CAM, Selvaraju et al. 2017).
 
         Args:
             pixel_values: float (B, C, H, W).
-            target: class index to explain, or one index an image; None for the predicted class.
+            target: class to explain, an index or a name, or one index an image; None for the
+                predicted class.
 
         Returns:
             float32 (B, H, W) in [0, 1], each scaled to its own extremes.
@@ -300,7 +374,7 @@ class CxrClassifier(CxrPreTrainedModel):
     def explain(
         self,
         pixel_values: torch.Tensor,
-        target: int | Sequence[int] | torch.Tensor | None = None,
+        target: int | str | Sequence[int] | torch.Tensor | None = None,
         method: str = "grad_cam",
     ) -> CxrClassifierOutput:
         """The answer of `forward` and heatmaps; Grad-CAM for little more than the answer's price.
@@ -372,6 +446,7 @@ class CxrClassifier(CxrPreTrainedModel):
         processor: CxrImageProcessor,
         target: str | None = None,
         method: str | None = None,
+        ten_crop: bool = False,
     ) -> list[CxrAnswer]:
         """What the model says of X-rays, in words and numbers that can be shown.
 
@@ -380,16 +455,21 @@ class CxrClassifier(CxrPreTrainedModel):
             processor: the model's own.
             target: the class that the heatmaps explain; None for the most probable one.
             method: of the heatmaps, see `explain`; None makes none.
+            ten_crop: answer by `ten_crop_logits`, ten times the work; such an answer has no
+                heatmap.
 
         Returns:
             One answer an image.
 
         Raises:
-            ValueError: no such class or method.
+            ValueError: no images; no such class or method, or a method with `ten_crop`.
         """
-        config, names = self.config.to_dict(), class_names(self.config.to_dict())
-        if target is not None and target not in names:
-            raise ValueError(f"{target!r} is not a class of this model; choose {', '.join(names)}.")
+        if not len(images):
+            raise ValueError("there are no images; give one or more.")
+        if ten_crop and method is not None:
+            raise ValueError(f"ten crops have no heatmap; leave out the method {method!r}.")
+        config = self.config.to_dict()
+        index = None if target is None else self._class_index(target)
         if method is not None:
             check_method(method)
         pixels = np.stack([processor.resize(image.pixels) for image in images])
@@ -401,13 +481,20 @@ class CxrClassifier(CxrPreTrainedModel):
             outputs["outlier_score"] = scores
             known = [k for k in known if refusal(scores[k], threshold, images[k].drawn) is None]
         # The classifier is asked, and perhaps explained, about these alone.
-        outputs["logits"] = np.zeros((len(images), len(names)), np.float32)
+        outputs["logits"] = np.zeros((len(images), self.config.num_labels), np.float32)
         if method is not None:
             outputs["heatmaps"] = np.zeros((len(images), *pixels.shape[1:]), np.float32)
         if len(known):
-            index = None if target is None else names.index(target)
             inputs = pixel_values[list(known)]
-            output = self(inputs) if method is None else self.explain(inputs, index, method)
+            if ten_crop:
+                frame = processor.frame()
+                frames = np.stack([frame.resize(images[k].pixels) for k in known])
+                frames = frame.normalize(frames).to(self.device, self.dtype)
+                output = {"logits": self.ten_crop_logits(frames)}
+            elif method is None:
+                output = self(inputs)
+            else:
+                output = self.explain(inputs, index, method)
             if method is not None and output.heatmaps is None:
                 outputs["heatmaps"] = [None] * len(images)
             for name in (outputs.keys() & output.keys()) - {"outlier_score"}:
@@ -441,12 +528,23 @@ class CxrClassifier(CxrPreTrainedModel):
                 f"(batch, {self.config.num_labels})."
             )
 
+    def _class_index(self, name: str) -> int:
+        names = class_names(self.config.to_dict())
+        if name not in names:
+            raise ValueError(f"{name!r} is not a class of this model; choose {', '.join(names)}.")
+        return names.index(name)
+
     def _check_target(
-        self, target: int | Sequence[int] | torch.Tensor | None, logits: torch.Tensor
+        self, target: int | str | Sequence[int] | torch.Tensor | None, logits: torch.Tensor
     ) -> torch.Tensor:
         if target is None:
             return logits.argmax(1)
+        if isinstance(target, str):
+            target = self._class_index(target)
         targets = torch.as_tensor(target, device=logits.device)
+        if targets.is_floating_point():
+            raise ValueError(f"target is {target}; it takes class indices, whole numbers.")
+        targets = targets.long()
         if targets.ndim == 0:
             targets = targets.expand(len(logits))
         if targets.shape != (len(logits),):
@@ -460,9 +558,19 @@ class CxrClassifier(CxrPreTrainedModel):
 
         Raises:
             ValueError: a folder that could not be loaded: the configuration has a value that does
-                not fit, or other classes than the network; nothing is then written.
+                not fit, or other classes than the network, or the same in another order; nothing
+                is then written.
         """
+        self.config.follow_classes()
         self.config.check()
+        names = class_names(self.config.to_dict())
+        before, after = spelled_alike(self._head_classes), spelled_alike(names)
+        if before != after and sorted(before) == sorted(after):
+            raise ValueError(
+                f"the configuration has the classes {', '.join(names)}, the network "
+                f"{', '.join(self._head_classes)}; load the model with "
+                "from_pretrained(..., id2label=...) to change their order."
+            )
         outputs, count = {head.out_features for head in self.heads}, self.config.num_labels
         if outputs != {count}:
             raise ValueError(

@@ -8,7 +8,9 @@ from PIL import Image
 from .arrays_cxr import Array, cast, like, namespace
 from .image_cxr import FULL_SCALE
 
-GEOMETRIES = ("pad", "squash", "crop")
+GEOMETRIES = ("pad", "squash", "crop", "inner_crop")
+# A network of 224 pixels is customarily shown the inside of a frame of 256, whole or in ten crops.
+FRAME = 256 / 224
 
 
 def resize(
@@ -23,7 +25,8 @@ def resize(
         pixels: uint16 (h, w).
         size: height and width of the output.
         geometry: how images of other proportions fill the output: "pad" keeps all of them, centred
-            on black; "squash" stretches them; "crop" keeps their centre alone.
+            on black; "squash" stretches them; "crop" keeps their centre alone; "inner_crop" the
+            inner 224/256 of that, as torchvision's Resize(256) and CenterCrop(224) do.
         shape: height and width of the image before it was stretched to `pixels`, where it was: its
             own proportions are then restored.
 
@@ -86,6 +89,28 @@ def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Arr
     return (pixels[:, None] - mean) / std
 
 
+def ten_crops(frames: Array, side: int) -> Array:
+    """The corners and the centre of frames, and their mirror images (Krizhevsky et al. 2012).
+
+    Args:
+        frames: array or tensor (B, C, h, w), no smaller than the crops.
+        side: of a crop, pixels.
+
+    Returns:
+        (10, B, C, side, side), in the order of torchvision's TenCrop.
+    """
+    bottom, right = frames.shape[2] - side, frames.shape[3] - side
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    corners.append((round(bottom / 2), round(right / 2)))
+    xp = namespace(frames)
+    crops = [
+        image[:, :, top : top + side, left : left + side]
+        for image in (frames, xp.flip(frames, (3,)))
+        for top, left in corners
+    ]
+    return xp.stack(crops)
+
+
 def _placement(
     shape: tuple[float, float], size: tuple[int, int], geometry: str
 ) -> tuple[tuple[float, float, float, float], tuple[int, int, int, int]]:
@@ -98,8 +123,8 @@ def _placement(
     whole, full = (0, 0, height, width), (0, 0, rows, columns)
     if geometry == "squash":
         return whole, full
-    if geometry == "crop":
-        scale = max(rows / height, columns / width)
+    if geometry in ("crop", "inner_crop"):
+        scale = max(rows / height, columns / width) * (FRAME if geometry == "inner_crop" else 1)
         kept_height, kept_width = min(height, rows / scale), min(width, columns / scale)
         top, left = (height - kept_height) / 2, (width - kept_width) / 2
         return (top, left, top + kept_height, left + kept_width), full

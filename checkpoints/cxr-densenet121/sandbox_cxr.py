@@ -6,6 +6,7 @@ ends the process, and a new one takes milliseconds. None has the environment, or
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -24,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from .image_cxr import MAX_PIXELS, CxrImage
-from .reading_cxr import open_image
+from .reading_cxr import open_image, read_file
 
 SECONDS = 10.0  # of 64 million pixels, the slowest to read take half of that
 # Bytes of address space. Reading 64 million grey pixels takes 0.6 GB, in JPEG 2000 0.75; of colour,
@@ -46,6 +47,20 @@ importlib.import_module("cxr.sandbox_cxr").serve(float(seconds), int(memory))
 """
 
 
+def shared_sandbox(correct: bool) -> "Sandbox":
+    """The one of this process, made at the first call.
+
+    Args:
+        correct: see `open_image`.
+    """
+    return _of_process(os.getpid(), correct)
+
+
+@functools.lru_cache
+def _of_process(process: int, correct: bool) -> "Sandbox":
+    return Sandbox(correct)
+
+
 class Sandbox:
     """Reads image files as `open_image` does, but where they can do no harm.
 
@@ -65,15 +80,25 @@ class Sandbox:
         self._idle: list[socket.socket] = []
         self._start()
 
-    def open(self, content: bytes) -> CxrImage:
+    def open(self, file: bytes | str | os.PathLike) -> CxrImage:
         """Reads a file.
 
         Args:
-            content: the file's bytes.
+            file: its path, or its bytes.
 
         Raises:
+            FileNotFoundError: no such file.
             ValueError: see `open_image`; or it takes too much time or memory, or ends its decoder.
         """
+        if isinstance(file, bytes):
+            return self._open(file)
+        try:
+            return self._open(read_file(file))
+        except ValueError as error:
+            text = str(error).removeprefix("the image")
+            raise ValueError(f"{os.fspath(file)}{text}" if text != str(error) else text) from None
+
+    def _open(self, content: bytes) -> CxrImage:
         reader = self._take()
         began = time.monotonic()
         try:

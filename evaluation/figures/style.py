@@ -71,7 +71,7 @@ class Series(NamedTuple):
 
     Attributes:
         name: of the class.
-        positive: bool (N,).
+        positive: bool (N,), of the images for which the class is known.
         log_odds: float64 (N,), of the class's probability.
         threshold: on the probability in [0, 1]; None where the largest probability decides.
     """
@@ -95,13 +95,14 @@ class Series(NamedTuple):
 
 
 def class_series(predictions: Predictions) -> list[Series]:
-    """A series a class; of a binary task, class 1 alone."""
+    """A series a class that is known of any image; of a binary task, class 1 alone."""
     classes = one_vs_rest(predictions)
     multi_class = not predictions.multi_label and len(classes) > 1
     thresholds = predictions.thresholds or [None if multi_class else 0.5] * len(classes)
     return [
-        Series(predictions.class_names[k], positive, log_odds, threshold)
-        for (k, positive, _, log_odds), threshold in zip(classes, thresholds)
+        Series(predictions.class_names[k], one.positive, one.log_odds, threshold)
+        for (k, one), threshold in zip(classes.items(), thresholds)
+        if len(one.image)
     ]
 
 

@@ -16,6 +16,7 @@ from evaluation.pages.model_card_text import (
     source_of_data,
     tripod_items,
 )
+from evaluation.pages.report import classes_by_subgroup
 from evaluation.pages.wording import (
     ECE_REMARK,
     NOTICE,
@@ -51,7 +52,8 @@ def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
     `calibration`, `thresholds`, `abstention`, `prevalence`, `outlier_threshold` and `age_range` in
     config.json, the test metrics of the raw logits as `uncalibrated_test` in metrics.json, and
     evidence.json: a list of `{"name", "n", "patients", "metrics"}`, each with a "note" or without,
-    of the model on other data or on altered images; `metrics` holds entries of `compute_metrics`.
+    of the model on other data or on altered images; `metrics` holds entries of `compute_metrics`;
+    and the groups of `evaluation.subgroups.subgroups` as `subgroups` in metrics.json.
 
     Args:
         run_dir: the model folder; the PNG figures in its `figures/` are embedded.
@@ -94,7 +96,7 @@ def write_model_card(run_dir: str | Path, repo_id: str | None = None) -> Path:
     splits = {split: metrics[split] for split in ("validation", "test") if split in metrics}
     parts = [
         _introduction(name, config, dataset, splits["validation"]),
-        _results(splits),
+        _results(splits, metrics.get("subgroups", [])),
         _figures(run_dir, splits["validation"]["class_names"]),
         _calibration(config, metrics, splits["validation"]),
         _evidence(evidence, metrics.get("test")),
@@ -204,8 +206,13 @@ def _data(dataset: dict, facts: dict) -> str:
     for split, counts in splits.items():
         row = [split, *(str(counts[key]) for key in ("images", "unique_images", "patients"))]
         for name in classes:
-            count = counts["classes"][name]
-            row.append(f"{count} ({count / counts['images']:.1%})")
+            count, known = counts["classes"][name], counts.get("known", {}).get(name)
+            if known is None or known == counts["images"]:
+                row.append(f"{count} ({count / counts['images']:.1%})")
+            else:
+                row.append(
+                    f"{count} ({count / known:.1%} of {known} known)" if known else "unknown"
+                )
         rows.append(row)
     parts = [
         "## Data",
@@ -258,7 +265,7 @@ the weights are those of epoch {metrics["best_epoch"]}, the best on validation A
 </details>"""
 
 
-def _results(splits: dict[str, dict]) -> str:
+def _results(splits: dict[str, dict], subgroups: list[dict]) -> str:
     *_, last = splits.values()
     binary = last["task"] == "binary"
     header = ["Metric", *(split.capitalize() for split in splits)]
@@ -288,13 +295,21 @@ def _results(splits: dict[str, dict]) -> str:
     ]
     if not binary:
         notes = Notes()
-        keys = ("auroc", "sensitivity", "specificity")
-        header = [f"Class ({last['split']})", "Images", *(METRIC_NAMES[key] for key in keys)]
+        keys = ("auroc", "auprc", "f1", "sensitivity", "specificity")
+        titles = [METRIC_NAMES[key] for key in keys]
+        header = [f"Class ({last['split']})", "Images", "Prevalence", *titles]
         rows = [
-            [name, str(entry["tp"] + entry["fn"]), *(notes.cell(entry[key]) for key in keys)]
+            [
+                name,
+                str(entry["n"]),
+                "-" if entry["prevalence"] is None else f"{entry['prevalence']:.3f}",
+                *(notes.cell(entry[key]) for key in keys),
+            ]
             for name, entry in last["classes"].items()
         ]
         parts.insert(2, table(header, rows, notes=notes))
+        groups = [group for group in subgroups if "classes" in group]
+        parts[3:3] = classes_by_subgroup(last["split"].capitalize(), groups)
     return "\n\n".join(parts)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation.metrics import METRIC_NAMES
+from evaluation.bootstrap import MAX_UNDEFINED_SHARE
+from evaluation.metrics import METRIC_NAMES, format_metric
 from evaluation.pages.gallery import gallery, names_in_figures, place_figures
 from evaluation.pages.html import render_page
 from evaluation.pages.markdown import Notes, code, escape, table
@@ -28,6 +29,7 @@ from evaluation.table import read_json
 MODEL_KEYS = ("id", "weights_sha256", "num_parameters", "operation", "metrics", "uncalibrated")
 CASE_KEYS = ("kind", "image_id", "truth", "probabilities", "images")
 DATASET_KEYS = ("name", "source", "split", "n", "patients", "classes", "fingerprint")
+CLASS_COLUMNS = ("source", "view", "age", "sex")  # broken down class by class, too
 MAX_SVG_BYTES = 500_000  # beyond it, a figure of many points is smaller as PNG
 AVERAGES = {
     "macro": "Mean over the classes (macro)",
@@ -176,8 +178,9 @@ def _results(report: dict) -> list[str]:
         means = {name: own[group] for name, own in metrics.items() if group in own}
         blocks += _side_by_side(caption, METRIC_NAMES, means)
     if not binary:
-        keys = ("auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "f1")
-        columns = [Column(METRIC_NAMES[key], key) for key in keys]
+        keys = ("auroc", "auprc", "f1", "sensitivity", "specificity", "ppv", "npv")
+        columns = [Column("Images", "n"), Column("Prevalence", "prevalence")]
+        columns += [Column(METRIC_NAMES[key], key) for key in keys]
         blocks += tables_by_class(report, "Each class against the rest", columns)
     names = [*report["models"], *first["class_names"]]
     return [*blocks, ECE_REMARK, *names_in_figures(names)]
@@ -329,19 +332,60 @@ def _subgroups(report: dict) -> list[str]:
     for name, model in report["models"].items():
         groups = model.get("subgroups") or []
         keys = list(dict.fromkeys(key for group in groups for key in group["metrics"]))
-        notes, rows = Notes(), []
+        titles = [METRIC_NAMES[key] for key in keys]
+        notes, rows, gap_notes, gaps = Notes(), [], Notes(), []
         for group in groups:
             remark = f"against {group['against']}" if "against" in group else ""
             cells = [
                 notes.cell(group["metrics"].get(key), remark=remark if key == "auroc" else "")
                 for key in keys
             ]
-            label = f"{plain(group['column'])}: {group['value'] or 'unknown'}"
-            rows.append([label, f"{group['n']:,}", f"{group['patients']:,}", *cells])
+            rows.append([_label(group), f"{group['n']:,}", f"{group['patients']:,}", *cells])
+            if gap := group.get("gap"):
+                cells = [gap_notes.cell(gap["metrics"].get(key), signed=True) for key in keys]
+                gaps.append([f"{_label(group)}, minus {gap['against']}", *cells])
         if rows:
-            header = ["Subgroup", "Images", "Patients", *(METRIC_NAMES[key] for key in keys)]
-            blocks.append(table(header, rows, notes=notes, caption=f"{name} by subgroup"))
+            mean = "" if first_metrics(report)["task"] == "binary" else ", mean over the classes"
+            header = ["Subgroup", "Images", "Patients", *titles]
+            blocks.append(table(header, rows, notes=notes, caption=f"{name} by subgroup{mean}"))
+        if gaps:
+            mean = f"{mean} that both have" if mean else ""
+            caption = f"{name}: gap to the largest group of each kind{mean} [95 % interval]"
+            blocks.append(table(["Gap", *titles], gaps, notes=gap_notes, caption=caption))
+        blocks += classes_by_subgroup(name, [group for group in groups if "classes" in group])
     return blocks
+
+
+def classes_by_subgroup(name: str, groups: list[dict]) -> list[str]:
+    """A table a column of `CLASS_COLUMNS`: the AUROC of each class in each group."""
+    blocks = []
+    for column in CLASS_COLUMNS:
+        found = [group for group in groups if group["column"] == column]
+        if not found:
+            continue
+        rows = []
+        for k in found[0]["classes"]:
+            rows.append([k])
+            for entry in (group["classes"][k] for group in found):
+                present = round((entry["prevalence"] or 0) * entry["n"])
+                known = entry["n"] > 0
+                rows[-1].append(f"{present:,} of {entry['n']:,}" if known else "unknown")
+                rows[-1].append(format_metric(entry["auroc"]) if known else "-")
+        header = ["Class"]
+        for group in found:
+            header += [f"{group['value']}: images", "AUROC"]
+        caption = f"{name}: each class by {column}, images that have it and AUROC"
+        blocks.append(table(header, rows, caption=caption))
+    if blocks:
+        blocks.append(
+            "An AUROC is undefined without images of both kinds, and has no interval where more "
+            f"than {MAX_UNDEFINED_SHARE:.0%} of the resamples leave it so."
+        )
+    return blocks
+
+
+def _label(group: dict) -> str:
+    return f"{plain(group['column'])}: {group['value'] or 'unknown'}"
 
 
 def _saliency(report: dict) -> list[str]:
@@ -390,7 +434,13 @@ def _recompute(report: dict, has_gallery: bool) -> list[str]:
 
 
 def _class_counts(data: dict) -> str:
-    return ", ".join(f"{c:,} {name} ({c / data['n']:.1%})" for name, c in data["classes"].items())
+    known = data.get("known", {})
+    texts = []
+    for name, count in data["classes"].items():
+        n = known.get(name, data["n"])
+        share = f"{count / n:.1%}" if n else "all unknown"
+        texts.append(f"{count:,} {name} ({share}{f' of {n:,} known' if 0 < n < data['n'] else ''})")
+    return ", ".join(texts)
 
 
 def _fact(value: str | int | None) -> str:
@@ -412,6 +462,8 @@ class Column(NamedTuple):
         entry = class_metrics(model[self.source])[name].get(self.key)
         if self.point is not None and entry is not None:
             entry = entry.get(self.point)
+        if isinstance(entry, float):
+            return f"{entry:.3f}"
         return f"{entry:,}" if isinstance(entry, int) else notes.cell(entry)
 
 

@@ -26,6 +26,7 @@ from evaluation.table import markdown_table
 from modeling import CxrImageProcessor
 from recipes.gpu.manifest import HOSPITALS
 from recipes.gpu.run import CLASSES, Pack, load_run
+from recipes.grey import grey_statistics
 from training.half import save_half
 
 REPO = Path(__file__).parents[2]
@@ -59,27 +60,13 @@ def validate(models: list[Path], data: Path, manifest: Path, hospital: str, repo
     return json.loads((report / "metrics.json").read_text())
 
 
-def grey_statistics(pack: Pack) -> np.ndarray:
-    """Mean, deviation, skewness, seven percentiles, and two border means of each image: (N, 12)."""
-    images = pack.images.numpy()
-    rows = []
-    for image in images.astype(np.float32) / 255:
-        mean, deviation = image.mean(), image.std() + 1e-6
-        skewness = (((image - mean) / deviation) ** 3).mean()
-        border = np.concatenate([image[:8].ravel(), image[-8:].ravel()])
-        sides = np.concatenate([image[:, :8].ravel(), image[:, -8:].ravel()])
-        percentiles = np.percentile(image, [1, 5, 25, 50, 75, 95, 99])
-        rows.append([mean, deviation, skewness, *percentiles, border.mean(), sides.mean()])
-    return np.array(rows)
-
-
 def grey_floor(pack: Pack, hospital: str, hold_out: bool) -> Predictions:
     """What grey statistics alone tell of a hospital's validation images.
 
     With `hold_out` they learn from the other hospitals' training images instead of its own.
     """
     pack.decode(CxrImageProcessor(224, geometry="crop"), "cpu")
-    statistics = grey_statistics(pack)
+    statistics = grey_statistics(pack.images.numpy().astype(np.float32) / 255)
     inside, labelled = pack.hospital == hospital, pack.labels >= 0
     train = labelled & (pack.split == "train") & (inside ^ hold_out)
     rows = np.flatnonzero(inside & (pack.split == "validation"))

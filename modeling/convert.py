@@ -1,0 +1,151 @@
+"""Published checkpoints of other projects, as models of this one.
+
+    python -m modeling.convert chexnet model.pth.tar runs/chexnet --trained_on train_list.txt
+
+CheXNet (Rajpurkar et al. 2017, arXiv 1711.05225) is a DenseNet-121 with 14 findings; its weights
+were never published, but those of re-implementations are: github.com/arnoweng/CheXNet,
+github.com/zoogzog/chexnet, github.com/jrzech/reproduce-chexnet.
+"""
+
+import argparse
+import gzip
+import re
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from .configuration_cxr import PROBLEM_TYPES
+from .densenet_cxr import CxrDenseNetConfig, CxrDenseNetForImageClassification
+from .image_processing_cxr import CxrImageProcessor
+from .pretrained import read_weights
+
+# In the order of the outputs: that of the paper, which all three projects keep.
+CHEXNET_FINDINGS = (
+    *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia"),
+    *("Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening"),
+    "Hernia",
+)
+FIRST_KEY = "features.conv0.weight"
+TRAINED_ON = "trained_on.txt"
+
+
+def convert_chexnet(
+    checkpoint: str | Path, output: str | Path, trained_on: Sequence[str | Path] = ()
+) -> None:
+    """Writes the folder of a model whose logits are those of a CheXNet-like checkpoint.
+
+    The state dict may lie under `state_dict`, its keys may have a prefix (`module.densenet121.`),
+    torchvision's names before 0.2.1 (`norm.1`), and a head in a Sequential (`classifier.0`), as
+    with a Sigmoid behind it; the logits are those before it. Every tensor must find its place, and
+    every place its tensor.
+
+    The processor does what those projects do: the shorter side to 256 pixels, the 224 of the
+    centre, ImageNet's mean and deviation in three channels, no other correction.
+
+    Args:
+        checkpoint: what `torch.save` wrote of a state dict.
+        output: the folder to make.
+        trained_on: lists of the training images, a line an image that begins with its file name
+            (.txt or .txt.gz); validate.py then refuses to judge the model on them.
+
+    Raises:
+        ValueError: a checkpoint of another network or whose pickle would run code, an empty list,
+            or a folder with content.
+        OSError: a file cannot be read or written.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty; name another folder, or remove it.")
+    names = sorted({name for file in trained_on for name in read_image_list(Path(file))})
+    config = CxrDenseNetConfig(
+        num_channels=3,
+        id2label=dict(enumerate(CHEXNET_FINDINGS)),
+        label2id={name: index for index, name in enumerate(CHEXNET_FINDINGS)},
+        problem_type=PROBLEM_TYPES[1],
+    )
+    model = CxrDenseNetForImageClassification(config)
+    weights = _densenet_keys(read_weights(checkpoint), checkpoint)
+    own = model.network.state_dict()
+    for key, value in own.items():
+        if key.endswith("num_batches_tracked"):  # PyTorch before 0.4.1 did not count
+            weights.setdefault(key, value)
+    odd = sorted(own.keys() ^ weights.keys())
+    if odd:
+        raise ValueError(
+            f"{checkpoint} does not fit DenseNet-121: {odd[0]} is "
+            f"{'missing' if odd[0] in own else 'left over'} ({len(odd)} keys like it)."
+        )
+    for key, value in own.items():
+        if weights[key].shape != value.shape:
+            raise ValueError(
+                f"{checkpoint} does not fit DenseNet-121 with 14 findings: {key} is "
+                f"{tuple(weights[key].shape)}, not {tuple(value.shape)}."
+            )
+    model.network.load_state_dict(weights)
+    processor = CxrImageProcessor(224, 3, geometry="inner_crop", correct=False)
+    model.eval().save_pretrained(output)
+    processor.save_pretrained(output)
+    if names:
+        (output / TRAINED_ON).write_text("".join(f"{name}\n" for name in names))
+
+
+def _densenet_keys(weights: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
+    """The weights under the keys of torchvision's DenseNet, which are timm's."""
+    first = [key for key in weights if key.endswith(FIRST_KEY)]
+    if len(first) != 1:
+        raise ValueError(f"{file} is no DenseNet: it has {len(first)} keys {FIRST_KEY}, not one.")
+    prefix = first[0].removesuffix(FIRST_KEY)
+    renamed = {}
+    for key, value in weights.items():
+        name = key.removeprefix(prefix)
+        name = re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
+        name = re.sub(r"^classifier\.0\.", "classifier.", name)
+        if name in renamed:
+            raise ValueError(f"{file} holds {name} twice; a DenseNet has it once.")
+        renamed[name] = value
+    return renamed
+
+
+def read_image_list(file: Path) -> list[str]:
+    """The names of images, without folder and suffix, that the lines of a list begin with.
+
+    Raises:
+        ValueError: it has no line, or is no text.
+        OSError: it cannot be read.
+    """
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+            names = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{file} is no text; give a list of image names, a line each.") from error
+    if not names:
+        raise ValueError(f"{file} is empty; give a list of image names, a line each.")
+    return names
+
+
+def main(argv: list[str]) -> None:
+    """Converts as the flags say."""
+    parser = argparse.ArgumentParser(description="Make a model folder of a published checkpoint.")
+    parser.add_argument("kind", choices=("chexnet",), help="what the checkpoint is of")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file of torch.save")
+    parser.add_argument("output", metavar="OUT", help="the model folder to make")
+    parser.add_argument(
+        "--trained_on",
+        nargs="+",
+        default=[],
+        metavar="LIST",
+        help="image lists that it was trained on",
+    )
+    args = parser.parse_args(argv)
+    convert_chexnet(args.checkpoint, args.output, args.trained_on)
+    print(f"Written to {args.output}; use it with --model {args.output}.")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        sys.exit(f"modeling.convert: error: {error}")

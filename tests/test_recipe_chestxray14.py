@@ -1,0 +1,74 @@
+"""The floor on ChestX-ray14: what labels that hang on the view or on grey values alone give."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.predictions import read_predictions_by_model
+from modeling.convert import CHEXNET_FINDINGS
+from recipes.chestxray14 import floor
+
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """200 patients with an image each: Mass is the view, Hernia a bright image, the rest chance."""
+    folder = tmp_path_factory.mktemp("chestxray14")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    table, split = [HEADER], ["file,image_index,labels,repository,split"]
+    lists = {"train_val_list.txt": [], "test_list.txt": []}
+    for number in range(200):
+        name, ap, bright = f"{number:08}_000", number % 2, number // 2 % 2
+        others = [f for f in CHEXNET_FINDINGS if f not in ("Mass", "Hernia") and rng.random() < 0.3]
+        labels = "|".join([*others, *["Mass"] * ap, *["Hernia"] * bright]) or "No Finding"
+        age, view = rng.integers(20, 80), "AP" if ap else "PA"
+        table.append(f"{name}.png,{labels},0,{number},{age},{'MF'[number % 3 > 1]},{view}")
+        lists["test_list.txt" if number % 8 < 4 else "train_val_list.txt"].append(f"{name}.png\n")
+        if number < 80:
+            grey = rng.integers(0, 60, (40, 40)) + 120 * bright
+            Image.fromarray(grey.astype(np.uint8)).save(folder / "images" / f"{name}.png")
+            part = "test" if number < 40 else "train"
+            split.append(f"images/{name}.png,{name}.png,{labels},jrzech,{part}")
+    (folder / floor.TABLE).write_text("\n".join(table) + "\n")
+    (folder / "split.csv").write_text("\n".join(split) + "\n")
+    for name, images in lists.items():
+        (folder / name).write_text("".join(images))
+    return folder
+
+
+def test_each_floor_knows_what_it_sees_and_is_tested_apart(data, tmp_path, monkeypatch, capsys):
+    flags = [str(data), str(tmp_path / "out"), "--num_resamples", "20"]
+    monkeypatch.setattr(sys, "argv", ["floor", *flags])
+    floor.main()
+    scores = json.loads((tmp_path / "out" / "floor.json").read_text())
+    assert [entry["n"] for entry in scores.values()] == [100, 100, 40, 40, 40]
+    for name, entry in scores.items():
+        sees, blind = ("Hernia", "Mass") if name.startswith("grey") else ("Mass", "Hernia")
+        assert entry["auroc"][sees]["value"] > 0.85, name
+        if entry["auroc"][blind]["value"] is not None:
+            assert entry["auroc"][blind]["value"] < 0.8, name
+        assert 0.4 < entry["mean_auroc"]["value"] < 0.7, name
+    assert capsys.readouterr().out.strip() == (tmp_path / "out" / "floor.md").read_text().strip()
+    ours = read_predictions_by_model(tmp_path / "out" / "floor_predictions.csv")
+    assert list(ours) == [name for name in scores if name.endswith("our test")]
+    images = sorted(f"{number:08}_000.png" for number in range(40))
+    assert all(part.image_id.tolist() == images for part in ours.values())
+
+
+def test_a_table_without_images_of_the_official_lists_is_refused(data, tmp_path):
+    whole = floor.read_table(data)
+    assert (whole["official"] == "test").sum() == 100
+    lines = (data / floor.TABLE).read_text().splitlines()
+    for file in data.iterdir():
+        if file.suffix == ".txt":
+            (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / floor.TABLE).write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(ValueError, match="does not list 00000199_000.png; give the whole table."):
+        floor.read_table(tmp_path)
