@@ -174,5 +174,6 @@ def test_a_killed_reader_is_replaced(served, http, question):
     for process in readers:
         with unnoticed(served, question):
             os.kill(process.pid, signal.SIGKILL)
+            psutil.wait_procs([process], timeout=10)
             event, (given, *_) = answer(http, "predict", send(http, question.content), "tiny")
             assert event == "complete" and given["probabilities"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import threading
 import time
 
@@ -46,12 +47,8 @@ def unnoticed(served, question, most_memory=MOST_MEMORY):
                 waits.append(time.monotonic() - began)
                 ended.wait(0.05)
 
-    usual = 0  # a wait without the attack: long where other programs keep the cores busy
     with connect(served, VISITOR) as http:
-        for _ in range(5):
-            began = time.monotonic()
-            assert space_load.ask(http, question) == "right"
-            usual = max(usual, time.monotonic() - began)
+        assert space_load.ask(http, question) == "right"
     before = measure()
     threads = [threading.Thread(target=one) for one in (weigh, visit)]
     for thread in threads:
@@ -65,12 +62,12 @@ def unnoticed(served, question, most_memory=MOST_MEMORY):
         for thread in threads:
             thread.join()
     grown = max(memory, default=before) - before
-    print(
-        f"took {took:.1f} s, {grown:.0f} MB; others waited {max(waits):.2f} s, else {usual:.2f} s"
-    )
+    # Where other programs keep the cores busy, all takes longer.
+    busy = max(1, os.getloadavg()[0] / os.cpu_count())
+    print(f"took {took:.1f} s, {grown:.0f} MB; others waited {max(waits):.2f} s; load {busy:.1f}")
     assert answers == {"right"}
-    assert max(waits) < max(MOST_WAIT, 20 * usual)
-    assert took < MOST_TIME
+    assert max(waits) < MOST_WAIT * busy
+    assert took < MOST_TIME * busy
     assert grown < most_memory
 
 
