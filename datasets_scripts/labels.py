@@ -24,7 +24,7 @@ NEGATIVE = re.compile(
     r"|controls?( (groups?|patients?|subjects?|cases?|images?))?"
     r"|clear (lungs?|chests?|lung fields?)"
     r"|(un|non)(infected|affected|diseased|covid|covid ?19|tb|tuberculosis|pneumonia)"
-    r"|no|none|false|0+|-|(no|non|not|without) \D.*|(normals?|healthy) .+"
+    r"|no|none|false|(class |label )?0+|-|(no|non|not|without) \D.*|(normals?|healthy) .+"
     r"|.+ (normal|negative|neg)|.+-)"
 )
 # What may stand between the words of a name, or around them; between digits it counts, as in 1.5.
@@ -148,7 +148,7 @@ def label_key(name: str) -> str:
 
 def is_negative(name: str) -> bool:
     """Whether a class has one of the usual names of the class without the finding."""
-    words = plain_words(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    words = plain_words(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).strip("[](){}\"' ")
     return bool(NEGATIVE.fullmatch(re.sub(r"^\d+[\W_]+(?=[^\W\d_])", "", words)))
 
 
@@ -217,7 +217,10 @@ def clean_labels(
         ValueError: the map names no label that is there, or labels are no names, or several in one.
     """
     renamed = parse_map(label_map)
-    labels = [read_labels(cell) for cell in cells]
+    try:
+        labels = [read_labels(cell) for cell in cells]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     if labels and all(set(row) == {"0", "1"} for row in labels):
         raise ValueError(f"{name}: {_nameless(cells[0])}")
     if not any("+" in row for row in labels):  # beside it - is a class
@@ -234,7 +237,7 @@ def clean_labels(
     labels = [[new[label] for label in row if new[label]] for row in labels]
     counts = Counter(label for row in labels for label in row)
     spelled = {label_key(label): label for label in reversed(order)}
-    for label, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
+    for label in sorted(counts, key=lambda label: (-counts[label], not label.isascii(), label)):
         spelled.setdefault(label_key(label), label)
     if changed := sorted(label for label in counts if spelled[label_key(label)] != label):
         logger.warning(
@@ -250,22 +253,31 @@ def clean_labels(
             counts[unsure[0]],
             unsure[0],
         )
-    if plural := sorted(key for key in spelled if key + "s" in spelled):
-        one, more = spelled[plural[0]], spelled[plural[0] + "s"]
+    if plural := {
+        spelled[key + "s"]: name for key, name in spelled.items() if key + "s" in spelled
+    }:
         logger.warning(
-            "%s has the classes %r and %r: if they are one, set label_map={%s: %s}.",
+            "%s has classes and their plurals: if they are one, set label_map={%s}.",
             name,
-            one,
-            more,
-            more,
-            one,
+            ", ".join(f"{more}: {one}" for more, one in sorted(plural.items())),
         )
     for label in counts:
-        parts = [label_key(part) for part in re.split(r"[,/+&\\:]|\band\b", label)]
-        if len(parts) > 1 and all(part in spelled for part in parts):
+        parts = re.split(r"[,/+&\\:]|\band\b", label)
+        there = [part.strip() for part in parts if label_key(part) in spelled]
+        if len(parts) > 1 and len(there) == len(parts):
             raise ValueError(
                 f"{name} has the label {label!r}, whose parts are classes too: join several "
                 "labels by | or ;, or name it otherwise with label_map."
+            )
+        words = label.split()
+        if len(words) > 1 and all(label_key(word) in spelled for word in words):
+            there = words
+        if len(parts) > 1 and there or there == words:
+            logger.warning(
+                "%s has the label %r beside %r: if it means several labels, join them by | or ;.",
+                name,
+                label,
+                there[0],
             )
     return [list(dict.fromkeys(spelled[label_key(label)] for label in row)) for row in labels]
 
