@@ -271,8 +271,8 @@ def clean_labels(
             )
         words = label.split()
         if len(words) > 1 and all(label_key(word) in spelled for word in words):
-            there = words
-        if len(parts) > 1 and there or there == words:
+            parts = there = words
+        if len(parts) > 1 and there:
             logger.warning(
                 "%s has the label %r beside %r: if it means several labels, join them by | or ;.",
                 name,
