@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from modeling.own_files import is_own
 from modeling.reading_cxr import FORMATS
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ OTHER_SUFFIXES = (
     *(".ndjson", ".parquet", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".db", ".log"),
     *(".py", ".ipynb", ".sh", ".bat", ".gz", ".lnk", ".url", ".bib", ".cff"),
 )
-SIDE_FOLDERS = ("lost+found", "system volume information")
 # Folders, and endings of file names, that say their images are masks; those of lungs are known.
 MASK = re.compile(
     r"(.*[\W_])?(\w*masks?|segmentations?)([\W_].*)?"
@@ -48,14 +48,8 @@ IMAGES = re.compile(r"images?|imgs?", re.IGNORECASE)
 
 
 def is_visible(path: PurePath) -> bool:
-    """Whether a file or folder is the user's own.
-
-    Hidden ones are not, nor what a system or program keeps beside, as __MACOSX, @eaDir,
-    $RECYCLE.BIN or ~$x.
-    """
-    return not path.name.startswith((".", "__", "@", "$", "~")) and (
-        path.name.casefold() not in SIDE_FOLDERS
-    )
+    """Whether a file or folder is the user's own, see `modeling.own_files`."""
+    return is_own(path.name)
 
 
 def is_image(path: Path) -> bool:
@@ -66,9 +60,7 @@ def is_image(path: Path) -> bool:
     suffix = path.suffix.casefold()
     if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES:
         return True
-    if suffix in OTHER_SUFFIXES or path.name.upper() == "DICOMDIR":
-        return False
-    return path.is_file() and _is_dicom(path)
+    return suffix not in OTHER_SUFFIXES and path.is_file() and _is_dicom(path)
 
 
 def _is_dicom(path: Path) -> bool:

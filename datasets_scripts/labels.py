@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import yaml
 
@@ -125,6 +126,7 @@ def text_of(value: object) -> str:
     return whole[1] if whole else text
 
 
+@lru_cache(maxsize=4096)
 def plain_words(name: str) -> str:
     """A name in lower case, with single blanks for blank, - or _ between words."""
     plain = unicodedata.normalize("NFKC", name)
@@ -135,6 +137,7 @@ def plain_words(name: str) -> str:
     return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", " ".join(plain.casefold().split()).strip())
 
 
+@lru_cache(maxsize=4096)
 def label_key(name: str) -> str:
     """What the spellings of one class share: case, and marks and blanks between words, count not.
 
