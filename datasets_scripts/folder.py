@@ -8,7 +8,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from datasets_scripts.files import IMAGE_SUFFIXES, IMAGES, contents, find_images, subfolders
-from datasets_scripts.labels import holds_lists, is_negative, label_key, read_labels, text_of
+from datasets_scripts.labels import holds_lists, is_negative, label_key, read_column, text_of
 from datasets_scripts.schema import Source, assemble
 from datasets_scripts.splits import read_split_and_class, read_splits
 from datasets_scripts.tables import read_metadata
@@ -95,7 +95,8 @@ def _listed(root: Path, images: list[Path], metadata: dict[Path, dict]) -> list[
     """The images of metadata with labels; folders of splits are kept, others mean nothing."""
     places = {file: file.relative_to(root) for file in metadata}
     splits = read_splits({part for path in places.values() for part in path.parts[:-1]})
-    keys = {file: set(map(label_key, read_labels(row["label"]))) for file, row in metadata.items()}
+    labels = read_column((row["label"] for row in metadata.values()), f"metadata of {root}")
+    keys = {file: set(map(label_key, own)) for file, own in zip(metadata, labels)}
     known = {key for own in keys.values() for key in own if not key.isdecimal()}
     records = []
     for file, row in metadata.items():

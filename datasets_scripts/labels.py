@@ -62,6 +62,18 @@ def read_labels(cell: object) -> list[str]:
     return found
 
 
+def read_column(cells: Iterable[object], name: object) -> list[list[str]]:
+    """The class names in each cell of a set or table of this name, see `read_labels`.
+
+    Raises:
+        ValueError: as `read_labels`, with the name.
+    """
+    try:
+        return [read_labels(cell) for cell in cells]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
 def _nameless(cell: object) -> str:
     return (
         f"the label {cell!r} says 0 or 1 of each class without its name: write the names of the "
@@ -183,7 +195,8 @@ def _option_keys(name: object) -> list[str]:
     """The `label_key` of a name given as option; several for YAML's yes and no."""
     if isinstance(name, bool):
         return ["true", "yes"] if name else ["false", "no"]
-    return [label_key(text_of(name))]
+    # NA may be meant as a blank cell or be a folder's name.
+    return list({label_key(text_of(name)), label_key(text_of(name) or str(name or ""))})
 
 
 def split_option(names: str | Sequence[str] | None) -> list[str]:
@@ -191,7 +204,8 @@ def split_option(names: str | Sequence[str] | None) -> list[str]:
     if names is None:
         return []
     parts = names if isinstance(names, list | tuple) else str(names).split(",")
-    return [name for part in parts if (name := text_of(part))]
+    # NA may be a folder's name.
+    return [name for part in parts if (name := text_of(part) or str(part).strip())]
 
 
 def clean_order(order: Sequence[str], label_map: dict | str | None) -> list[str]:
@@ -220,14 +234,14 @@ def clean_labels(
         ValueError: the map names no label that is there, or labels are no names, or several in one.
     """
     renamed = parse_map(label_map)
-    try:
-        labels = [read_labels(cell) for cell in cells]
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    labels = read_column(cells, name)
     if labels and all(set(row) == {"0", "1"} for row in labels):
         raise ValueError(f"{name}: {_nameless(cells[0])}")
     if not any("+" in row for row in labels):  # beside it - is a class
-        labels = [[label for label in row if label != "-"] for row in labels]
+        labels = [
+            row if isinstance(cell, tuple) else [label for label in row if label != "-"]
+            for cell, row in zip(cells, labels)
+        ]
     keys = {label_key(label) for row in labels for label in row or [""]}
     if renamed and not renamed.keys() & keys:
         raise ValueError(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_scripts.files import walk
-from datasets_scripts.labels import read_labels, text_of
+from datasets_scripts.labels import read_column, text_of
 from datasets_scripts.schema import OPTIONAL, REQUIRED
 
 logger = logging.getLogger(__name__)
@@ -271,9 +271,9 @@ def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
             found[file] = {name: row[column] for name, column in known.items()}
             if known.get("label", "").lower() == "labels" and row[known["label"]] is not None:
                 # a list, be it of one
-                found[file]["label"] = read_labels(row[known["label"]])
+                (found[file]["label"],) = read_column([row[known["label"]]], table)
             if "unknown" in known:
-                found[file]["unknown"] = read_labels(row[known["unknown"]])
+                (found[file]["unknown"],) = read_column([row[known["unknown"]]], table)
             found[file] |= {
                 name: optional_value(name, row[column], table, folder)
                 for name, column in optional.items()

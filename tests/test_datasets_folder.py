@@ -540,6 +540,16 @@ def test_metadata_may_name_splits_and_masks(tmp_path):
         ),
         ("metadata.tsv", "file_name\tview\na/zz.png\tPA", "lists 'a/zz.png', but no such file"),
         (
+            "metadata.csv",
+            "file_name,labels\na/a-00.png,0|0|1",
+            r"metadata.csv: the label .0\|0\|1. s",
+        ),
+        (
+            "metadata.csv",
+            "file_name,label\na/a-00.png,[0 1]",
+            "metadata of .*: the label '.0 1.' s",
+        ),
+        (
             "metadata.jsonl",
             '{"file_name": "a/a-00.png", "labels": []}\n{"file_name": "a/a-01.png"}',
             "gives a/a-01.png no labels: write .. where there is no finding",
@@ -797,3 +807,13 @@ def test_folders_around_folders_around_the_classes_are_no_classes(tmp_path):
     write_classes(tmp_path / "archive" / "data", COVID=10, Normal=10)
     dataset = load_cxr_dataset("folder", tmp_path)
     assert class_names(dataset["train"]) == ["Normal", "COVID"]
+
+
+@pytest.mark.parametrize("name", ["None", "NA", "nan", "-"])
+def test_a_folder_with_a_name_like_a_blank_is_a_class(tmp_path, name):
+    root = write_classes(tmp_path / "set", **{name: 10, "TB": 10})
+    for options in ({"positive": "TB"}, {"classes": f"{name},TB"}):
+        dataset = load_cxr_dataset("folder", root, **options)
+        assert class_names(dataset["train"]) == [name, "TB"]
+    dataset = load_cxr_dataset("folder", root, label_map=f"{{'{name}': healthy}}")
+    assert class_names(dataset["train"]) == ["healthy", "TB"]
