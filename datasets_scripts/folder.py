@@ -29,9 +29,9 @@ def load(path: str | Path, **options: Any) -> DatasetDict:
     `class/file` is split by both shares. Always by patient and content.
 
     Metadata files (see `tables.read_metadata`) may give patients, splits, columns of the schema,
-    and labels: then folders mean no class, but may not contradict. A column `labels` or
-    `unknown`, or lists in any, makes the set multi-label. Masks of lungs beside the images become
-    `lung_mask`.
+    and labels: then folders mean no class, but may not contradict a single one. A column `labels`
+    or `unknown`, or lists in any, makes the set multi-label. Masks of lungs beside the images
+    become `lung_mask`.
 
     Args:
         path: of the folder.
@@ -97,7 +97,8 @@ def _listed(root: Path, images: list[Path], metadata: dict[Path, dict]) -> list[
     splits = read_splits({part for path in places.values() for part in path.parts[:-1]})
     labels = read_column((row["label"] for row in metadata.values()), f"metadata of {root}")
     keys = {file: set(map(label_key, own)) for file, own in zip(metadata, labels)}
-    known = {key for own in keys.values() for key in own if not key.isdecimal()}
+    several = holds_lists(row["label"] for row in metadata.values())
+    known = {key for own in keys.values() for key in own if not several and not key.isdecimal()}
     records = []
     for file, row in metadata.items():
         path = places[file]
