@@ -37,7 +37,8 @@ logger = logging.getLogger("predict")
 MAX_THREADS = 8  # each may hold an X-ray of 64 million pixels
 EPILOG = """
 A folder is searched with its subfolders; every file in it is tried, whatever its suffix, but hidden
-files and DICOMDIR. Links to folders are not followed.
+files, DICOMDIR and what a system keeps beside, as Thumbs.db or __MACOSX. Links to folders are not
+followed.
 
 A row a file: status is ok, uncertain (a human should read it), refused (no chest X-ray that the
 model knows) or error. A file that has a row is not tried again; delete its row to have it tried.

@@ -1,43 +1,66 @@
 """What stands in a folder of images: the images, the masks beside them, and what is neither."""
 
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path, PurePath
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
+from PIL import Image
+
+from modeling.own_files import is_own
+from modeling.reading_cxr import FORMATS
+
+logger = logging.getLogger(__name__)
+
+# What the one reader reads.
+IMAGE_SUFFIXES = tuple(
+    sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
+)
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic")
-SIDE_FOLDERS = ("lost+found", "system volume information")
+# Files beside images that nobody misses.
+OTHER_SUFFIXES = (
+    *(".txt", ".csv", ".tsv", ".xlsx", ".xls", ".md", ".rst", ".pdf", ".html", ".json", ".jsonl"),
+    *(".ndjson", ".parquet", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".db", ".log"),
+    *(".py", ".ipynb", ".sh", ".bat", ".gz", ".lnk", ".url", ".bib", ".cff"),
+)
 # Folders, and endings of file names, that say their images are masks; those of lungs are known.
-MASK = re.compile(r"(.*[\W_])?(\w*masks?|segmentations?)([\W_].*)?", re.IGNORECASE)
+MASK = re.compile(
+    r"(.*[\W_])?(\w*masks?|segmentations?)([\W_].*)?"
+    r"|labels?|annotations?|overlays?|(heat|saliency)[\W_]*maps?|ground[\W_]*truths?|gt",
+    re.IGNORECASE,
+)
 LUNG_MASK = re.compile(r"(lungs?[\W_]*)?masks?", re.IGNORECASE)
 MASK_ENDING = re.compile(r"[\W_]+((?:lungs?[\W_]*)?masks?)$", re.IGNORECASE)
+# What a file's name says beside another's, as x_seg, x-maskLeft or mask_x beside x.
+_KIND = (
+    r"(?:masks?|seg(?:s|mented|mentations?)?|lungs?|gt|ground[\W_]*truths?|labels?|contours?"
+    r"|annotat(?:ed|ions?)|overlays?|heat[\W_]*maps?)"
+)
+_KINDS = rf"(?:left|right)?(?:[\W_]*{_KIND})+[\W_]*(?:left|right)?"
+BESIDE = [
+    re.compile(rf"(?P<stem>.+?)[\W_]*{_KINDS}", re.IGNORECASE),
+    re.compile(rf"{_KINDS}[\W_]*(?P<stem>.+)", re.IGNORECASE),
+]
 # A folder that only says what its files are.
 IMAGES = re.compile(r"images?|imgs?", re.IGNORECASE)
 
 
 def is_visible(path: PurePath | os.DirEntry) -> bool:
-    """Whether a file or folder is the user's own.
-
-    Hidden ones are not, nor what a system or program keeps beside, as __MACOSX, @eaDir,
-    $RECYCLE.BIN or ~$x.
-    """
-    return not path.name.startswith((".", "__", "@", "$", "~")) and (
-        path.name.casefold() not in SIDE_FOLDERS
-    )
+    """Whether a file or folder is the user's own, see `modeling.own_files`."""
+    return is_own(path.name)
 
 
 def is_image(path: Path) -> bool:
     """Whether a file is an image by its suffix, or DICOM by its magic.
 
-    The magic counts where a suffix says nothing, as in IM0001 or 1.2.840.113619.
+    The magic counts where a suffix says nothing, as in IM0001, 1.2.840.113619 or x.ima.
     """
     suffix = path.suffix.casefold()
     if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES:
         return True
-    if suffix.lstrip(".").isdecimal() or not suffix:
-        return path.name.upper() != "DICOMDIR" and path.is_file() and _is_dicom(path)
-    return False
+    return suffix not in OTHER_SUFFIXES and path.is_file() and _is_dicom(path)
 
 
 def _is_dicom(path: Path) -> bool:
@@ -119,13 +142,18 @@ def find_images(root: Path) -> tuple[list[Path], dict[Path, Path], list[Path]]:
 
     Returns:
         The images; {image: lung mask} of those that have one, by place and name, as in images/x.png
-        and masks/x.png or x.png and x_mask.png; masks of no lungs or of no image.
+        and masks/x.png or x.png and x_mask.png; masks of no lungs or of no image, and other
+        images that only show what another does, as x_seg.png beside x.png.
 
     Raises:
         FileNotFoundError: an image is a link that leads nowhere.
     """
     images, masks, others = {}, {}, []
-    for file in filter(is_image, walk(root)):
+    left_out: Counter[str] = Counter()
+    for file in walk(root):
+        if not is_image(file):
+            left_out[file.suffix.casefold()] += 1
+            continue
         if not file.exists():
             raise FileNotFoundError(f"{file} is a link that leads nowhere: mend or remove it.")
         folders = file.relative_to(root).parts[:-1]
@@ -141,9 +169,27 @@ def find_images(root: Path) -> tuple[list[Path], dict[Path, Path], list[Path]]:
             masks[key] = file
         else:
             others.append(file)
+    for key in [key for key in images if _is_beside(key, images)]:
+        others += images.pop(key)
+    if lost := {
+        suffix: count
+        for suffix, count in sorted(left_out.items())
+        if suffix not in OTHER_SUFFIXES and not suffix.lstrip(".").isdecimal() and suffix
+    }:
+        logger.warning(
+            "files under %s that are no images by suffix or content are left out: %s.",
+            root,
+            ", ".join(f"{count} {suffix}" for suffix, count in lost.items()),
+        )
     paired = {files[0]: masks.pop(key) for key, files in images.items() if key in masks}
     found = sorted(file for files in images.values() for file in files)
     return found, paired, [*others, *masks.values()]
+
+
+def _is_beside(key: tuple[str, ...], images: Container[tuple[str, ...]]) -> bool:
+    """Whether an image, by its folders and stem, is named after another one, see `BESIDE`."""
+    found = (pattern.fullmatch(key[-1]) for pattern in BESIDE)
+    return any(match and (*key[:-1], match["stem"]) in images for match in found)
 
 
 def contents(folder: Path) -> str:

@@ -4,7 +4,8 @@ Paths are relative to its folder, or to the `root` given. Columns are found by t
 whatever the case:
 
     file, file_name, filename, path, image    the image
-    label, class, labels                      its class; several are joined by | or ;, or a list
+    label, class, labels                      its class; several are joined by | or ;, or a list,
+                                              or mapped to 0 or 1
     unknown                                   classes that may be there or not, joined alike
     patient, patient_id                       empty: the file is its own patient
     split                                     train, validation, test, or other usual names of

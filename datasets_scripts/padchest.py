@@ -13,7 +13,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from datasets_scripts.files import find_listed
-from datasets_scripts.labels import label_key, read_labels, split_option, text_of
+from datasets_scripts.labels import plain_words, read_labels, split_option, text_of
 from datasets_scripts.schema import Source, assemble
 from datasets_scripts.tables import (
     age_or_none,
@@ -116,9 +116,10 @@ def load(
     report_listed(len(files), len(listed), table, root)
     extra = extra_columns(columns, header, table)
     terms = {
-        cell: list(map(label_key, read_labels(cell))) for cell in {row["Labels"] for row in listed}
+        cell: list(map(plain_words, read_labels(cell)))
+        for cell in {row["Labels"] for row in listed}
     }
-    classes = list(map(label_key, split_option(findings))) or list(FINDINGS)
+    classes = list(map(plain_words, split_option(findings))) or list(FINDINGS)
     used = {term for names in terms.values() for term in names}
     if findings and (unknown := [name for name in classes if not any(_is(t, name) for t in used)]):
         raise ValueError(f"findings names {unknown[0]!r}, which {table} never uses.")

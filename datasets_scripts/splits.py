@@ -7,30 +7,47 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# Usual names, as `datasets` knows them; with numbers and a word like "set", as in 2_training_set.
+# Usual names, as `datasets` knows them; with numbers and words like "set", as in 2_training_set.
 NAMES = {
     "train": ("train", "training", "trn"),
     "validation": ("val", "valid", "validate", "validation", "dev", "development"),
     "test": ("test", "testing", "tst"),
     "eval": ("eval", "evaluation"),
 }
+SHORT = {"tr": "train", "va": "validation", "vl": "validation", "te": "test", "ts": "test"}
+ABOUT = r"(?:sets?|data|datasets?|images?|imgs?|(?:chest[\W_]*)?x[\W_]?rays?|cxrs?)"
 NAME = re.compile(
-    rf"[\W\d_]*({'|'.join(name for names in NAMES.values() for name in names)})"
-    r"[\W\d_]*(sets?|data|dataset|images?|imgs?|split|folder)?[\W\d_]*"
+    rf"[\W\d_]*(?:{ABOUT}[\W\d_]+)*"
+    rf"({'|'.join(name for names in NAMES.values() for name in names)})"
+    rf"(?:[\W\d_]*(?:{ABOUT}|split|folder|new|final|v(?=\d)))*[\W\d_]*"
 )
 
 
 def read_splits(names: Iterable[str]) -> dict[str, str | None]:
     """train, validation or test for each name of a split, None for what is no such name.
 
-    `eval` means test, as in `datasets`; beside a test split it means validation.
+    `eval` means test, as in `datasets`; beside a test split it means validation. Names as short as
+    tr and te count beside one another alone.
     """
     found = {}
-    for name in names:
+    names = list(names)
+    short = {name: SHORT.get(name.casefold()) for name in names}
+    if {"train", "test"} <= set(short.values()):
+        found = {name: split for name, split in short.items() if split}
+    for name in (name for name in names if name not in found):
         match = NAME.fullmatch(name.strip().casefold())
         found[name] = next((s for s, known in NAMES.items() if match and match[1] in known), None)
     meant = "validation" if "test" in found.values() else "test"
     return {name: meant if split == "eval" else split for name, split in found.items()}
+
+
+def read_split_and_class(name: str) -> tuple[str, str] | None:
+    """The split and the class in a name, as train_NORMAL or NORMAL-test; None where it has none."""
+    words = re.split(r"[\W_]+", name)
+    for word, kind in ((words[0], name[len(words[0]) :]), (words[-1], name[: -len(words[-1])])):
+        if (split := read_splits([word])[word]) and (kind := kind.strip(" _-.")):
+            return split, kind
+    return None
 
 
 def group_ids(*keys: Sequence[Hashable]) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_scripts.files import walk
-from datasets_scripts.labels import read_labels, text_of
+from datasets_scripts.labels import read_column, text_of
 from datasets_scripts.schema import OPTIONAL, REQUIRED
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,12 @@ MAX_AGE = 120  # years
 # An age of DICOM (PS3.5, value representation AS), as 058Y: how many of its unit make a year.
 DICOM_AGE = re.compile(r"(\d{1,3})([DWMY])", re.IGNORECASE)
 PER_YEAR = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as imagefolder of `datasets`
+# As imagefolder of `datasets`, and these packed or in their other usual forms.
+METADATA = tuple(
+    f"metadata{kind}"
+    for kind in (".csv", ".jsonl", ".parquet", ".tsv", ".ndjson", ".csv.gz", ".tsv.gz")
+)
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xls", ".gz")
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, object]]]:
@@ -50,14 +55,15 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, object]]]:
         ValueError: a file that is not UTF-8 or not of its kind, has no rows, names a column twice,
             or has a row that is longer than its header.
     """
-    kind = {".jsonl": "JSON lines", ".parquet": "Parquet"}.get(path.suffix.lower(), "CSV")
+    kinds = {".jsonl": "JSON lines", ".ndjson": "JSON lines", ".parquet": "Parquet"}
+    kind = kinds.get(path.suffix.lower(), "CSV")
     longer = []
     try:
         if kind == "Parquet":
             table = pq.read_table(path)
             header, rows = table.column_names, table.to_pylist()
         elif kind == "JSON lines":
-            lines = path.read_text("utf-8-sig").splitlines()
+            lines = path.read_text("utf-8-sig").split("\n")  # others may stand within a text
             rows = [json.loads(line) for line in lines if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line is no object")
@@ -212,17 +218,27 @@ def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
     """What the metadata files below a folder say of each image, by its file.
 
     That is the columns `label`, `unknown`, `patient_id`, `split` and optional ones of the schema,
-    those that any of them has. They are the files of imagefolder of `datasets`: metadata.csv,
-    .jsonl or .parquet in any folder, their column file_name relative to it.
+    those that any of them has. They are the files of imagefolder of `datasets`, see `METADATA`, in
+    any folder, their column file_name relative to it. A warning names tables of other names.
 
     Raises:
-        ValueError: two of them in one folder, no column file_name or several files a row, or a file
-            named twice or outside the folder.
+        ValueError: two of them in one folder, no column file_name or several files a row, labels in
+            some of them alone, or a file named twice or outside the folder.
         FileNotFoundError: a file that is not there.
     """
-    tables = [file for file in walk(root) if file.name.lower() in METADATA]
+    files = [file for file in walk(root) if file.suffix.lower() in TABLES]
+    tables = [file for file in files if file.name.lower() in METADATA]
+    if others := [file for file in files if file not in tables]:
+        logger.warning(
+            "%d tables under %s are not read, as %s: only those named metadata.csv, .tsv, .jsonl "
+            "or .parquet are.",
+            len(others),
+            root,
+            others[0].relative_to(root),
+        )
     found: dict[Path, dict[str, object]] = {}
     columns: list[str] = []
+    labelled: dict[bool, Path] = {}
     for table in tables:
         folder = table.parent
         if beside := [other for other in tables if other.parent == folder and other != table]:
@@ -240,6 +256,12 @@ def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
             "split": usual_columns(header, ("split",)),
         }
         known = {name: usual[0] for name, usual in known.items() if usual}
+        labelled["label" in known] = table
+        if len(labelled) == 2:
+            raise ValueError(
+                f"{labelled[False]} has no column of labels, but {labelled[True]} has one: give "
+                "each such file one."
+            )
         optional = optional_columns(header, (files[0], *known.values()))
         columns += [name for name in (*known, *optional) if name not in columns]
         for row in rows:
@@ -247,10 +269,11 @@ def read_metadata(root: Path) -> dict[Path, dict[str, object]]:
             if file in found:
                 raise ValueError(f"{table} lists {row[files[0]]!r} twice: each file needs one row.")
             found[file] = {name: row[column] for name, column in known.items()}
-            if known.get("label", "").lower() == "labels":  # a list, be it of one
-                found[file]["label"] = read_labels(row[known["label"]])
+            if known.get("label", "").lower() == "labels" and row[known["label"]] is not None:
+                # a list, be it of one
+                (found[file]["label"],) = read_column([row[known["label"]]], table)
             if "unknown" in known:
-                found[file]["unknown"] = read_labels(row[known["unknown"]])
+                (found[file]["unknown"],) = read_column([row[known["unknown"]]], table)
             found[file] |= {
                 name: optional_value(name, row[column], table, folder)
                 for name, column in optional.items()

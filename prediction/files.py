@@ -5,6 +5,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from modeling.own_files import is_own
+
 
 def check_paths(paths: list[str]) -> None:
     """Refuses paths that would not be answered, or twice.
@@ -28,8 +30,9 @@ def find_files(
 ) -> Iterator[str]:
     """The files among `paths` and in the folders among them, each folder's in order of name.
 
-    Hidden files and DICOMDIR, an index, are left out of folders. Links to folders and folders that
-    cannot be listed are not entered but given as if they were files, so that none is forgotten.
+    Files that are not the user's own, see `modeling.own_files`, are left out of folders. Links to
+    folders and folders that cannot be listed are not entered but given as if they were files, so
+    that none is forgotten.
 
     Args:
         paths: of files and folders.
@@ -56,5 +59,5 @@ def find_files(
             if names is None:
                 yield place
                 continue
-            names = [name for name in names if name[0] != "." and name.upper() != "DICOMDIR"]
-            stack += [os.path.join(place, name) for name in sorted(names, reverse=True)]
+            names = sorted(filter(is_own, names), reverse=True)
+            stack += [os.path.join(place, name) for name in names]

@@ -101,7 +101,7 @@ def test_equal_files_stay_together_though_their_names_differ(tmp_path):
         check_leaks(load_cxr_dataset("folder", root, seed=seed))
 
 
-@pytest.mark.parametrize("suffix", ["JPG", "jpeg", "bmp", "tif", "TIFF", "webp"])
+@pytest.mark.parametrize("suffix", ["JPG", "jpeg", "bmp", "tif", "TIFF", "webp", "jp2", "pgm"])
 def test_suffixes(tmp_path, suffix):
     root = write_classes(tmp_path / "set", a=10, b=10)
     first = root / "a" / "a-00.png"
@@ -269,6 +269,11 @@ def files_in(dataset):
         ("trainset", "validate", "test1"),
         ("01_train", "02_valid", "03_test"),
         ("Training Images", "development", "testing-images"),
+        ("train_v2", "val_v2", "test_v2"),
+        ("Training Data Set", "Validation Data Set", "Testing Data Set"),
+        ("xray_train", "xray_val", "xray_test"),
+        ("train_new", "valid_final", "test_set_images"),
+        ("Tr", "Va", "Te"),
     ],
 )
 @pytest.mark.parametrize("order", ["split/class", "class/split", "wrapper/split/class"])
@@ -349,6 +354,19 @@ def test_side_folders_are_no_part_of_the_set(tmp_path, junk, place):
         ("{c}/images/{i}.png", "{c}/infection masks/{i}.png", False),
         ("{c}/images/{i}.png", "{c}/segmentation/{i}.png", False),
         ("{c}/{i}.png", "{c}/leftMask/{i}.png", False),
+        ("{c}/{i}.png", "{c}/{i}_seg.png", False),
+        ("{c}/{i}.png", "{c}/{i}_lungs.bmp", False),
+        ("{c}/{i}.png", "{c}/{i}_GT.png", False),
+        ("{c}/{i}.png", "{c}/mask_{i}.png", False),
+        ("{c}/{i}.png", "{c}/{i}_mask_lung.png", False),
+        ("{c}/{i}.png", "{c}/{i}-maskLeft.png", False),
+        ("{c}/{i}.png", "{c}/{i}mask.png", False),
+        ("{c}/{i}.png", "{c}/{i}_leftlung_overlay.png", False),
+        ("{c}/CXR/{i}.png", "{c}/labels/{i}.png", False),
+        ("{c}/images/{i}.png", "{c}/Heatmaps/{i}.png", False),
+        ("{c}/{i}.png", "ground_truth/{c}/{i}.png", False),
+        ("images/{c}/{i}.png", "annotations/{i}.png", False),
+        ("{c}/{i}.png", "{c}/overlays/{i}.png", False),
     ],
 )
 def test_masks_beside_the_images_are_masks(tmp_path, caplog, image, mask, is_lung):
@@ -509,6 +527,33 @@ def test_metadata_may_name_splits_and_masks(tmp_path):
         ("metadata.csv", "images_file_names\na/a-00.png", "lists several images a row"),
         ("a/metadata.csv", "file_name\nzz.png", "lists 'zz.png', but no such file is under"),
         ("metadata.csv", "file_name,label,split\na/a-00.png,a,odd", "the split 'odd': use train"),
+        ("metadata.csv", "file_name,split\na/a-00.png,odd", "the split 'odd': use train"),
+        (
+            "metadata.csv",
+            "file_name,split\na/a-00.png,train",
+            "with and without a split: give a/a-",
+        ),
+        (
+            "metadata.csv",
+            "file_name,label\na/a-00.png,b\nb/b-00.png,a",
+            "b', but its folder is 'a'",
+        ),
+        ("metadata.tsv", "file_name\tview\na/zz.png\tPA", "lists 'a/zz.png', but no such file"),
+        (
+            "metadata.csv",
+            "file_name,labels\na/a-00.png,0|0|1",
+            r"metadata.csv: the label .0\|0\|1. s",
+        ),
+        (
+            "metadata.csv",
+            "file_name,label\na/a-00.png,[0 1]",
+            "metadata of .*: the label '.0 1.' s",
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a/a-00.png", "labels": []}\n{"file_name": "a/a-01.png"}',
+            "gives a/a-01.png no labels: write .. where there is no finding",
+        ),
     ],
 )
 def test_wrong_metadata_of_every_kind(tmp_path, file, text, message):
@@ -573,6 +618,17 @@ def test_identical_images_under_two_labels_are_named_or_refused(tmp_path, caplog
         (("abnormal", "normal"), "abnormal"),
         (("normal", "not normal"), "not normal"),
         (("no", "yes"), "yes"),
+        (("Fibrosis", "NoFinding"), "Fibrosis"),
+        (("Parasitized", "Uninfected"), "Parasitized"),
+        (("TB", "NONCOVID"), "TB"),
+        (("NORM", "ILL"), "ILL"),
+        (("AbNormal", "Healthy lungs"), "AbNormal"),
+        (("COPD", "clear lungs"), "COPD"),
+        (("cases", "control group"), "cases"),
+        (("00", "01"), "01"),
+        (("class_0", "class_1"), "class_1"),
+        (("[ILL]", "[NORMAL]"), "[ILL]"),
+        (("None", "Pneumonia"), "Pneumonia"),
     ],
 )
 def test_the_finding_is_class_1(tmp_path, caplog, names, finding):
@@ -631,3 +687,134 @@ def test_a_folder_around_the_classes_is_no_class(tmp_path):
     write_classes(tmp_path / "dataset", covid=10, normal=10)
     dataset = load_cxr_dataset("folder", tmp_path)
     assert class_names(dataset["train"]) == ["normal", "covid"]
+
+
+def test_metadata_may_split_a_class_tree(tmp_path):
+    root = write_classes(tmp_path / "set", a=12, b=12)
+    rows = [
+        {"file_name": f"{c}/{c}-{i:02d}.png", "split": ("train", "eval", "test")[i % 3]}
+        for c in "ab"
+        for i in range(12)
+    ]
+    write_rows(root / "metadata.csv", rows)
+    dataset = load_cxr_dataset("folder", root)
+    assert counts(dataset) == {"train": 8, "validation": 8, "test": 8}
+    assert {int(name[2:4]) % 3 for name in dataset["test"]["image_id"]} == {2}
+
+
+@pytest.mark.parametrize("tree", ["{split}/{c}/{i}.png", "{split}/{i}{c}.png"])
+def test_folders_and_metadata_of_two_splits_are_refused(tmp_path, tree):
+    rows = []
+    for index in range(20):
+        name = tree.format(split=("train", "test")[index % 2], c="ab"[index // 10], i=index)
+        write_image(tmp_path / name, index)
+        rows.append({"file_name": name, "label": "ab"[index // 10], "split": "train"})
+    if "{c}/" in tree:
+        rows = [{"file_name": row["file_name"], "split": "train"} for row in rows]
+    write_rows(tmp_path / "metadata.csv", rows)
+    with pytest.raises(ValueError, match=r"test/\S+ the split 'train', but its folder says test"):
+        load_cxr_dataset("folder", tmp_path)
+
+
+def test_labels_in_the_metadata_of_one_split_alone_are_refused(tmp_path):
+    for number, split in enumerate(("train", "test")):
+        rows = []
+        for index in range(20):
+            write_image(tmp_path / split / f"{index}.png", 100 * number + index)
+            rows.append({"file_name": f"{index}.png", "age": 50, "labels": "Edema|Mass"})
+        write_rows(tmp_path / split / "metadata.csv", [{**row} for row in rows])
+    load_cxr_dataset("folder", tmp_path)
+    for row in rows:
+        del row["labels"]
+    write_rows(tmp_path / "test" / "metadata.csv", rows)
+    with pytest.raises(
+        ValueError, match="test/metadata.csv has no column of labels, but .*train/m"
+    ):
+        load_cxr_dataset("folder", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [".tsv", ".ndjson", ".csv.gz"])
+def test_metadata_of_other_kinds_give_patients(tmp_path, kind):
+    root = write_classes(tmp_path / "set", a=20, b=20)
+    table = pd.DataFrame({"file_name": [f"{c}/{c}-{i:02d}.png" for c in "ab" for i in range(20)]})
+    table["patient_id"] = [f"P{index // 4}" for index in range(40)]
+    table["view"] = "PA\u2028lying"
+    if kind == ".ndjson":
+        table.to_json(root / f"metadata{kind}", orient="records", lines=True, force_ascii=False)
+    else:
+        table.to_csv(root / f"metadata{kind}", index=False, sep="\t" if kind == ".tsv" else ",")
+    dataset = load_cxr_dataset("folder", root)
+    assert set().union(*(part["patient_id"] for part in dataset.values())) == {
+        f"P{number}" for number in range(10)
+    }
+
+
+def test_tables_and_files_that_are_left_out_are_warned_of(tmp_path, caplog):
+    root = write_classes(tmp_path / "set", a=20, b=20)
+    for name in ("labels.csv", "metadata.json", "a/x.gif", "a/y.gif", "b/z.nii", "notes.txt"):
+        (root / name).write_text("x")
+    (root / "a" / "Thumbs.db").write_bytes(b"x")
+    (root / "b" / "scan.ima").write_bytes(dicom(np.zeros((40, 40), np.uint8)))
+    dataset = load_cxr_dataset("folder", root)
+    assert "2 tables under" in caplog.text and "as labels.csv: only those named" in caplog.text
+    assert "no images by suffix or content are left out: 2 .gif, 1 .nii." in caplog.text
+    assert "scan.ima" in sum((part["image_id"][:] for part in dataset.values()), [])
+
+
+def test_images_named_alike_without_a_word_for_masks_stay(tmp_path):
+    for index in range(10):
+        for name in ("{}", "{}_left", "{}_lateral", "{}_2"):
+            file = tmp_path / "ab"[index % 2] / f"{name.format(index)}.png"
+            write_image(file, 10 * index + len(name))
+    assert sum(counts(load_cxr_dataset("folder", tmp_path)).values()) == 40
+
+
+@pytest.mark.parametrize(
+    "folders, message",
+    [
+        (("train_a", "train_b", "test_a", "other"), "other stands beside folders named by split"),
+        (("a", "normal", "more/a", "more/normal"), "more stands beside classes but holds folders"),
+    ],
+)
+def test_folders_that_are_no_class_beside_others_are_refused(tmp_path, folders, message):
+    for number, folder in enumerate(folders):
+        for index in range(4):
+            write_image(tmp_path / folder / f"{index}.png", 10 * number + index)
+    with pytest.raises(ValueError, match=message):
+        load_cxr_dataset("folder", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["{split}_{c}", "{c} - {split}"])
+def test_folders_may_be_named_by_split_and_class(tmp_path, name):
+    for number, split in enumerate(("train", "Val", "TEST")):
+        for label, c in enumerate(("NORMAL", "VIRAL_PNEUMONIA")):
+            for index in range(3 + number):
+                file = tmp_path / name.format(split=split, c=c) / f"{index}.png"
+                write_image(file, 100 * number + 10 * label + index)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    assert counts(dataset) == {"train": 6, "validation": 8, "test": 10}
+    assert class_names(dataset["train"]) == ["NORMAL", "VIRAL_PNEUMONIA"]
+
+
+def test_results_of_a_test_are_classes(tmp_path):
+    root = write_classes(tmp_path / "set", test_negative=20, test_positive=20)
+    assert class_names(load_cxr_dataset("folder", root)["train"]) == [
+        "test_negative",
+        "test_positive",
+    ]
+
+
+def test_folders_around_folders_around_the_classes_are_no_classes(tmp_path):
+    write_classes(tmp_path / "archive" / "data", COVID=10, Normal=10)
+    dataset = load_cxr_dataset("folder", tmp_path)
+    assert class_names(dataset["train"]) == ["Normal", "COVID"]
+
+
+@pytest.mark.parametrize("name", ["None", "NA", "nan", "-"])
+def test_a_folder_with_a_name_like_a_blank_is_a_class(tmp_path, name):
+    root = write_classes(tmp_path / "set", **{name: 10, "TB": 10})
+    for options in ({"positive": "TB"}, {"classes": f"{name},TB"}):
+        dataset = load_cxr_dataset("folder", root, **options)
+        assert class_names(dataset["train"]) == [name, "TB"]
+    dataset = load_cxr_dataset("folder", root, label_map=f"{{'{name}': healthy}}")
+    assert class_names(dataset["train"]) == ["healthy", "TB"]

@@ -8,6 +8,7 @@ from datasets_trees import write_image
 
 from datasets_scripts import check_leaks, class_names, describe, load_cxr_dataset
 from datasets_scripts.cli import main
+from datasets_scripts.labels import label_key, read_labels
 from datasets_scripts.schema import UNLABELLED
 from training.arguments import parse_args
 
@@ -484,3 +485,110 @@ def test_an_empty_patient_is_no_patient(tmp_path, cell):
     rows = [f"{row}.png,{'ab'[row]},{cell}" for row in range(2)]
     path = write_manifest(tmp_path, "file,label,patient", *rows)
     assert load_cxr_dataset(str(path))["test"]["patient_id"][:] == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize(
+    "cell, names",
+    [
+        ("{'A': 1, 'B': 0}", ["A"]),
+        ('{"A": true, "B": false}', ["A"]),
+        ({"A": 1.0, "B": None, "C": True}, ["A", "C"]),
+        ("{A, B}", ["A", "B"]),
+        ("['A' 'B']", ["A", "B"]),
+        ("array(['A', 'B'], dtype=object)", ["A", "B"]),
+        ("('A', 'B')", ["A", "B"]),
+        ("(normal)", ["(normal)"]),
+        ("[Pleural Effusion, Edema]", ["Pleural Effusion", "Edema"]),
+        (["A", None], ["A"]),
+        ("NAN", []),
+        (" #n/a ", []),
+        ("none", ["none"]),
+        (("NA", "None"), ["NA", "None"]),
+    ],
+)
+def test_a_cell_names_the_classes_that_are_there(cell, names):
+    assert read_labels(cell) == names
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        ("[1, 0, 0]", "says 0 or 1 of each class without its name: write the names"),
+        ([0, 0, 1], "says 0 or 1 of each class without its name"),
+        ([True, False, False], "says 0 or 1 of each class without its name"),
+        ("1|0|0", "says 0 or 1 of each class without its name"),
+        ("[1. 0.]", "says 0 or 1 of each class without its name"),
+        ({"name": "A"}, "maps names to values other than 0 and 1"),
+        ("{'A': 0.7, 'B': 0}", "maps names to values other than 0 and 1"),
+        ("[A B]", "may be one class or several: put each name in quotes"),
+    ],
+)
+def test_a_cell_that_names_no_class_for_sure_is_refused(cell, message):
+    with pytest.raises(ValueError, match=message):
+        read_labels(cell)
+
+
+def write_labels(folder, labels):
+    """A table of images with these labels in turn."""
+    lines = ["file,label"]
+    for index in range(24):
+        write_image(folder / f"{index}.png", index)
+        lines.append(f'{index}.png,"{labels[index % len(labels)]}"')
+    (folder / "table.csv").write_text("\n".join(lines))
+    return str(folder / "table.csv")
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (("[0, 1]", "[1, 0]"), "table.csv: the label .* says 0 or 1 of each class without its n"),
+        (("-", "A", "B"), "gives '0.png' no label"),
+        (("NULL", "A", "B"), "gives '0.png' no label"),
+        (("A and B", "A", "B"), "whose parts are classes too"),
+        ((r"A\B", "A", "B"), "whose parts are classes too"),
+    ],
+)
+def test_columns_that_name_no_class_for_sure_are_refused(tmp_path, labels, message):
+    with pytest.raises(ValueError, match=message):
+        load_cxr_dataset(write_labels(tmp_path, labels), test_share=0.2)
+
+
+@pytest.mark.parametrize(
+    "labels, classes, warning",
+    [
+        (("[0, 1]", "[1]", "[]"), ["0", "1"], None),
+        (("+", "-"), ["-", "+"], None),
+        (("unknown", "A", "B"), ["A", "B", "unknown"], "has 8 labels 'unknown': that is a class"),
+        (("A, B", "A", "C"), ["A", "A, B", "C"], "has the label 'A, B' beside 'A': if it means"),
+        (("A B", "A", "B"), ["A", "A B", "B"], "has the label 'A B' beside 'A': if it means"),
+        (("mass", "nodule"), ["mass", "nodule"], None),
+        (("Mass", "Masss", "x"), ["Mass", "Masss", "x"], "set label_map={Masss: Mass}"),
+        (("tb", "NORMAL\u200b", "TB", "NORMAL"), ["NORMAL", "TB"], "is read as 'NORMAL'"),
+    ],
+)
+def test_labels_that_may_be_meant_otherwise_are_warned_of(
+    tmp_path, caplog, labels, classes, warning
+):
+    dataset = load_cxr_dataset(write_labels(tmp_path, labels), test_share=0.2)
+    assert class_names(dataset["train"]) == classes
+    usual = ("names no patient", "class 1, the finding", "has no image of")
+    said = [text for text in caplog.messages if not any(part in text for part in usual)]
+    assert len(said) == (warning is not None) and all(warning in text for text in said)
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("COVID-19", "COVID19", True),
+        ("ViralPneumonia", "Viral Pneumonia", True),
+        ("0_normal", "0. Normal", True),
+        ("TB", "TB\u200b", True),
+        ("Covid\u201119", "covid\u201319", True),
+        ("COVID+", "COVID-", False),
+        ("-1", "1", False),
+        ("1.5", "15", False),
+        ("Pneumonia", "Pneumonia?", False),
+    ],
+)
+def test_spellings_of_one_class(one, other, same):
+    assert (label_key(one) == label_key(other)) == same

@@ -209,6 +209,10 @@ def test_files_are_found_in_order_and_none_twice(tmp_path, monkeypatch):
     assert list(find_files(["b"], leave_out=["b/10", "b/1", "nowhere"])) == ["b/2", "b/up"]
     named = ["linked", "b/.x", Path("a"), "=cmd.png"]  # what is named is taken as it is
     assert list(find_files(named)) == ["linked/r", "b/.x", "a", "./=cmd.png"]
+    for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "Thumbs.db", "desktop.ini"):
+        write_xrays(tmp_path / "b" / "10" / name, ["x.png"])
+    write_xrays(tmp_path / "b" / "10", ["__y.png", "@z.png"])
+    assert list(find_files(["b/10"])) == ["b/10/1", "b/10/@z.png", "b/10/__y.png"]
     assert list(find_files([tmp_path / "real"])) == [str(tmp_path / "real" / "r")]
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_train import DATA, FLAGS, LAUNCH, PHANTOM
 
+from datasets_scripts.schema import make_features
 from evaluation.calibration import apply_operation
 from evaluation.metrics import compute_metrics, format_metric
 from evaluation.pages.model_card import write_model_card
@@ -21,6 +23,7 @@ from modeling import create_model, load_model
 from recipes.kermany.evidence import collect_evidence
 from recipes.kermany.release import release
 from recipes.kermany.results import write_results
+from training.subject import check_fit
 
 SMALL = ["--num_resamples", "200", "--gallery", "2", "--curves", "8"]
 
@@ -314,3 +317,26 @@ def test_a_report_becomes_evidence_on_the_models_card(report, trained, tmp_path)
     assert format_metric(stated["auroc"]) in (model / "README.md").read_text()
     with pytest.raises(ValueError, match="has no model 'other'"):
         collect_evidence(tmp_path / "other", [report])
+
+
+@pytest.mark.parametrize(
+    "given, hint",
+    [
+        (("abnormal", "ok"), "label_map={abnormal: ..., ok: ...}"),
+        (("COVID", "healthy"), "label_map={COVID: ..., healthy: NORMAL}"),
+        (("normal", "TB"), "label_map={NORMAL: NORMAL, TB: ...}"),
+        (("COVID", "TB", "healthy"), "label_map={COVID: ..., TB: ..., healthy: ...}"),
+    ],
+)
+def test_other_names_of_classes_are_paired_where_that_is_sure(given, hint):
+    config = SimpleNamespace(
+        image_size=64,
+        num_channels=1,
+        num_labels=2,
+        id2label={0: "NORMAL", 1: "PNEUMONIA"},
+        problem_type="single_label_classification",
+    )
+    processor = SimpleNamespace(size={"height": 64, "width": 64}, num_channels=1)
+    split = SimpleNamespace(features=make_features(given))
+    with pytest.raises(ValueError, match=f"none of m's: NORMAL, PNEUMONIA.*{re.escape(hint)}"):
+        check_fit("m", config, processor, split)

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from transformers.utils import cached_file
 
 from datasets_scripts import class_names, content_hashes, label_key, open_row
+from datasets_scripts.labels import is_negative
 from datasets_scripts.perturb import drop_columns
 from datasets_scripts.pixels import stored_rows
 from evaluation.calibration import NO_OPERATION
@@ -198,10 +199,14 @@ def check_fit(name: str, config: CxrConfig, processor: CxrImageProcessor, split:
     given = spelled_as(known, class_names(split))
     unknown = [text for text in given if text not in known]
     if unknown:
-        pairs = ", ".join(f"{text}: {new}" for text, new in zip(given, known))
+        negative = [text for text in known if is_negative(text)]
+        sure = {text: text for text in known}
+        if len(given) == len(known) == 2 and len(negative) == 1 == sum(map(is_negative, given)):
+            sure |= {text: negative[0] for text in given if is_negative(text)}
+        pairs = ", ".join(f"{text}: {sure.get(text, '...')}" for text in given)
         raise ValueError(
             f"the data's class {unknown[0]!r} is none of {name}'s: {', '.join(known)}. If it is "
-            f"one of them by another name, say so: --dataset_options 'label_map={{{pairs}}}'."
+            f"one of them by another name, say which: --dataset_options 'label_map={{{pairs}}}'."
         )
     if not multi_label and given != [text for text in known if text in given]:
         raise ValueError(
