@@ -441,7 +441,7 @@ def test_training_leaves_out_a_last_batch_of_one(
     images, batch_size, training, evaluation, weighted
 ):
     columns = {"image_id": list("abcdefghij"), "patient_id": list("abcdefghij")}
-    columns |= {"label": [0, 1] * 5, "weight": [1.0, 2.0] * 5}
+    columns |= {"label": [0, 1] * 5, "weight": [1.0, 2.0] * 5, "source": ["x"] * 10}
     split = Dataset.from_dict({name: values[:images] for name, values in columns.items()})
     split = split.cast_column("label", ClassLabel(names=["A", "B"]))
     split = split if weighted else split.remove_columns("weight")
