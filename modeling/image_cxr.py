@@ -11,6 +11,7 @@ MAX_FILE_BYTES = 256 * 1024**2  # twice the most pixels at 16 bits
 # Each scan of a progressive JPEG is a pass over all pixels; encoders write about ten. Each segment
 # of Exif data makes Pillow copy all those before it; encoders write one, and one comment.
 MAX_JPEG_PARTS = 100
+MAX_JPEG_SEGMENTS = 1000  # a profile of colours may take 255
 FULL_SCALE = 65535
 
 
@@ -92,7 +93,16 @@ def check_file_size(count: int, name: str) -> None:
 def is_slow_jpeg(content: bytes) -> bool:
     """Whether a file is a JPEG of over 100 scans, comments or segments of Exif data.
 
-    A small one may take minutes to read.
+    Or one of over 1,000 segments of any kind before its first scan. A small one may take minutes to
+    read, or much memory.
     """
-    parts = max(map(content.count, (b"\xff\xda", b"\xff\xfe", b"Exif\0\0")))
-    return content.startswith(b"\xff\xd8") and parts > MAX_JPEG_PARTS
+    if not content.startswith(b"\xff\xd8"):
+        return False
+    if max(map(content.count, (b"\xff\xda", b"\xff\xfe", b"Exif\0\0"))) > MAX_JPEG_PARTS:
+        return True
+    place = 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        if content[place : place + 1] != b"\xff" or content[place + 1 : place + 2] == b"\xda":
+            return False
+        place += 2 + max(2, int.from_bytes(content[place + 2 : place + 4], "big"))
+    return True

@@ -14,6 +14,7 @@ from .dicom_cxr import is_dicom, read_dicom
 from .image_cxr import (
     FULL_SCALE,
     MAX_JPEG_PARTS,
+    MAX_JPEG_SEGMENTS,
     MAX_PIXELS,
     CxrImage,
     check_file_size,
@@ -166,7 +167,7 @@ def _from_file(content: bytes, name: str) -> CxrImage:
     if is_slow_jpeg(content):
         raise ValueError(
             f"{name}: a JPEG file of more than {MAX_JPEG_PARTS} scans, comments or segments of "
-            "Exif data takes too long to read."
+            f"Exif data, or {MAX_JPEG_SEGMENTS} of all kinds, takes too long to read."
         )
     with _decoding(name):
         opened = Image.open(io.BytesIO(content), formats=FORMATS)

@@ -157,7 +157,7 @@ def test_no_file_takes_long_or_keeps_others_waiting(served, http, question, name
 
 
 def test_a_batch_of_slow_files_keeps_nobody_waiting(served, http, question):
-    files = [send(http, FILES["jpeg-segments"]()), send(http, question.content)]
+    files = [send(http, FILES["tiff-tiles"]()), send(http, question.content)]
     with unnoticed(served, question):
         event, (rows, _) = answer(http, "predict_batch", files, "tiny")
     assert event == "complete" and [row["status"] for row in rows] == ["error", "ok"]
