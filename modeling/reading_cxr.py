@@ -13,6 +13,7 @@ from PIL import Image
 from .dicom_cxr import is_dicom, read_dicom
 from .image_cxr import (
     FULL_SCALE,
+    MAX_FRACTIONS,
     MAX_JPEG_PARTS,
     MAX_JPEG_SEGMENTS,
     MAX_PIXELS,
@@ -20,6 +21,7 @@ from .image_cxr import (
     check_file_size,
     check_shape,
     is_slow_jpeg,
+    is_slow_tiff,
 )
 from .screening_cxr import camera_warnings, colour_warnings, screen
 
@@ -169,6 +171,8 @@ def _from_file(content: bytes, name: str) -> CxrImage:
             f"{name}: a JPEG file of more than {MAX_JPEG_PARTS} scans, comments or segments of "
             f"Exif data, or {MAX_JPEG_SEGMENTS} of all kinds, takes too long to read."
         )
+    if is_slow_tiff(content):
+        raise ValueError(f"{name}: a TIFF tag of over {MAX_FRACTIONS} fractions is not read.")
     with _decoding(name):
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
         # a telephone's JPEG (MPO) holds previews of the same picture

@@ -31,17 +31,26 @@ def noise(seed=0, dtype=np.uint8, shape=(90, 120)):
     return np.random.default_rng(seed).integers(0, top, shape, dtype, endpoint=True)
 
 
-def slow_tiff():
-    """64 x 64 pixels, and a tag of two million fractions, which Pillow reduces one by one."""
-    count, start = 2_000_000, 8 + 2 + 9 * 12 + 4
-    entries = (
-        [(tag, 4, 1, value) for tag, value in ((256, 64), (257, 64), (273, start), (278, 64))]
-        + [(tag, 3, 1, value) for tag, value in ((258, 8), (259, 1), (262, 1))]
-        + [(279, 4, 1, 4096), (282, 5, count, start)]
-    )
-    packed = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
-    head = b"II" + struct.pack("<HIH", 42, 8, 9)
-    return head + packed + bytes(4) + struct.pack("<II", 1, 3) * count
+def slow_tiff(side=2000):
+    """A tile a pixel, which Pillow reads one by one."""
+    count, start = side * side, 8 + 2 + 11 * 12 + 4
+    entries = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, 1), (277, 3, 1, 1), (322, 4, 1, 1), (323, 4, 1, 1)]
+    entries += [(324, 4, count, start), (325, 4, count, start + 4 * count), (339, 3, 1, 1)]
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    lists = struct.pack("<I", start) * count + struct.pack("<I", 1) * count
+    return head + packed + bytes(4) + lists
+
+
+def fractions(order="<", kind=5, big=False):
+    """A TIFF with a tag of 1,001 fractions."""
+    head = struct.pack(f"{order}2sH", b"II" if order == "<" else b"MM", 43 if big else 42)
+    if big:
+        head += struct.pack(f"{order}HHQQ", 8, 0, 16, 1)
+        return head + struct.pack(f"{order}HHQQ", 282, kind, 1001, 0) + bytes(9000)
+    head += struct.pack(f"{order}IH", 8, 1)
+    return head + struct.pack(f"{order}HHII", 282, kind, 1001, 0) + bytes(9000)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +98,16 @@ def test_a_path_is_read_and_named(sandbox, tmp_path):
             read(path)
         with pytest.raises(FileNotFoundError, match="gone.png: no such file"):
             read(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", [5, 10])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tag_of_many_fractions_is_refused_at_once(order, kind, big):
+    with pytest.raises(ValueError, match="a TIFF tag of over 1000 fractions is not read"):
+        open_image(fractions(order, kind, big))
+    with pytest.raises(ValueError, match="damaged|not an image"):  # for another reason
+        open_image(fractions(order, 4, big))
 
 
 def test_a_file_without_end_is_given_up_in_time(sandbox):

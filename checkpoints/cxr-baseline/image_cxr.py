@@ -1,5 +1,6 @@
 """What reading a file gives, whatever the format, and the sizes it may have."""
 
+import struct
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ MAX_FILE_BYTES = 256 * 1024**2  # twice the most pixels at 16 bits
 # Each scan of a progressive JPEG is a pass over all pixels; encoders write about ten. Each segment
 # of Exif data makes Pillow copy all those before it; encoders write one, and one comment.
 MAX_JPEG_PARTS = 100
+MAX_FRACTIONS = 1000  # in a TIFF's tag; resolutions have one, colours six
 MAX_JPEG_SEGMENTS = 1000  # a profile of colours may take 255
 FULL_SCALE = 65535
 
@@ -106,3 +108,28 @@ def is_slow_jpeg(content: bytes) -> bool:
             return False
         place += 2 + max(2, int.from_bytes(content[place + 2 : place + 4], "big"))
     return True
+
+
+def is_slow_tiff(content: bytes) -> bool:
+    """Whether a file is a TIFF with a tag of over 1,000 fractions, each of which Pillow reduces.
+
+    Looked at are the tags of the first image.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(content[:2])
+    if order is None:
+        return False
+    try:
+        (version,) = struct.unpack_from(f"{order}H", content, 2)
+        place, number, entry, value = (8, "Q", "HHQ", 8) if version == 43 else (4, "I", "HHI", 4)
+        (start,) = struct.unpack_from(f"{order}{number}", content, place)
+        number = "Q" if version == 43 else "H"
+        (tags,) = struct.unpack_from(f"{order}{number}", content, start)
+        start += struct.calcsize(number)
+        for _ in range(min(tags, 10_000)):
+            _, kind, count = struct.unpack_from(f"{order}{entry}", content, start)
+            if kind in (5, 10) and count > MAX_FRACTIONS:
+                return True
+            start += struct.calcsize(f"{order}{entry}") + value
+    except struct.error:  # it ends before: no TIFF, or a damaged one
+        return False
+    return False
