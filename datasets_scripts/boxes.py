@@ -7,6 +7,7 @@ import pydicom
 from PIL import Image
 
 from datasets_scripts.files import DICOM_SUFFIXES
+from modeling.reading_cxr import FORMATS
 
 
 def fit_boxes(
@@ -38,5 +39,5 @@ def _stored_size(file: Path) -> tuple[int, int]:
     if file.suffix.casefold() in DICOM_SUFFIXES:
         tags = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
         return tags.Columns, tags.Rows
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         return image.size

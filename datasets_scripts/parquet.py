@@ -284,12 +284,13 @@ def without_names(dataset: DatasetDict) -> DatasetDict:
     """
     salt, hashed = secrets.token_bytes(32), {}
     for split, part in dataset.items():
-        for name, image in zip(part["image_id"], encoded_images(part)):
-            if is_dicom(image if isinstance(image, bytes) else _first_bytes(image)):
-                raise ValueError(
-                    f"{name} is a DICOM file, the header of which may name its patient; convert it "
-                    "to PNG, or give --publish_ids."
-                )
+        for column in set(STORED) & set(part.features):
+            for row in stored_rows(part.select_columns(["image_id", column])):
+                if row[column] is not None and _is_dicom(content(row[column])):
+                    raise ValueError(
+                        f"{row['image_id']} is a DICOM file, the header of which may name its "
+                        "patient; convert it to PNG, or give --publish_ids."
+                    )
         columns = part.column_names
         for column in ("image_id", "patient_id"):
             names = [pseudonym(name, salt) for name in part[column]]
@@ -298,6 +299,8 @@ def without_names(dataset: DatasetDict) -> DatasetDict:
     return DatasetDict(hashed)
 
 
-def _first_bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(2048)
+def _is_dicom(image: bytes | str) -> bool:
+    if isinstance(image, bytes):
+        return is_dicom(image)
+    with open(image, "rb") as file:
+        return is_dicom(file.read(2048))

@@ -145,8 +145,10 @@ class Doors:
                 if length.isdecimal() and int(length) > route.body:
                     raise too_large(route.body)
                 if route is SEND_FILES:
-                    if not length.isdecimal():
-                        raise Refusal(411, "The request states no Content-Length; send one.")
+                    # Where chunks are announced, too, they count, and not the length.
+                    chunked = "transfer-encoding" in Headers(scope=scope)
+                    if not length.isdecimal() or chunked:
+                        raise Refusal(411, "The request states no Content-Length; send it alone.")
                     self.quota.charge(client, int(length))
                 elif scope["method"] == "POST":
                     body = await read(receive, route)
@@ -283,7 +285,8 @@ def client_of(scope: Scope) -> str:
 def is_public(address: str) -> bool:
     """Whether a text is an IP address that is reached over the Internet."""
     try:
-        return ipaddress.ip_address(address).is_global
+        found = ipaddress.ip_address(address)
+        return found.is_global and not found.is_multicast
     except ValueError:
         return False
 
@@ -392,6 +395,8 @@ async def without_addresses(body: bytes) -> bytes:
         if isinstance(value, dict | list):  # a path in it would be read on this machine
             raise ToolError(call, f"{name} is not a text; give an image's address or data URI.")
         if isinstance(value, str) and ADDRESS.match(value):
+            if fetched:  # a tool takes one image
+                raise ToolError(call, "A call names one image; give one address.")
             try:
                 content = base64.b64encode(await fetch(value.strip())).decode()
             except ValueError as error:

@@ -1,6 +1,7 @@
 """train.py as a user runs it: in processes of its own, to the end, killed, resumed, pushed."""
 
 import csv
+import hmac
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from evaluation.calibration import apply_operation, fit_operation
 from evaluation.metrics import compute_metrics
 from evaluation.predictions import read_predictions
 from modeling import create_model, load_model
+from training import publish
 from training.data import PixelDataset
 from training.inference import make_loader
 
@@ -290,6 +293,31 @@ def test_a_push_hides_the_names_of_images_and_patients_and_changes_nothing_else(
         if not name.endswith(".safetensors")
     )
     assert not [name for name in own.image_id if name.encode() in everything]
+
+
+def test_what_else_lies_in_the_folder_is_not_pushed(tmp_path, monkeypatch):
+    pushed = []
+
+    def create_commit(self, repo_id, operations, commit_message):
+        pushed.extend(operations)
+        return SimpleNamespace(commit_url="")
+
+    monkeypatch.setattr(publish.HfApi, "create_commit", create_commit)
+    (tmp_path / "report").mkdir()
+    table = "image_id,patient_id,label,logit_A,logit_B,split\nDOE_1.png,DOE,A,1.0,2.0,test\n"
+    for name in ("predictions_test.csv", "predictions_test.csv.bak", "report/predictions.csv"):
+        (tmp_path / name).write_text(table)
+    for name in ("README.md", "hparams.yml", "notes.csv"):
+        (tmp_path / name).write_text("DOE")
+    (tmp_path / ".salt").write_text("")  # of a full disk
+    publish.push_run(tmp_path, "org/x", publish_ids=False)
+    assert [one.path_in_repo for one in pushed] == ["README.md", "predictions_test.csv"]
+    content = pushed[1].path_or_fileobj
+    assert b"DOE" not in content
+    assert hmac.new(b"", b"DOE", "sha256").hexdigest()[:16].encode() not in content
+    again = [*pushed]
+    publish.push_run(tmp_path, "org/x", publish_ids=False)
+    assert pushed[len(again) + 1].path_or_fileobj == content
 
 
 def test_a_private_push_to_a_public_repository_is_refused(finished, run_python):

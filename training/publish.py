@@ -10,10 +10,17 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
 from datasets_scripts.hashes import pseudonym
+from evaluation.predictions import write_text
 
 logger = logging.getLogger(__name__)
 
 SALT = ".salt"
+# What `write_run` writes; whatever else lies in the folder is the user's own.
+PUSHED = (
+    *("README.md", "config.json", "preprocessor_config.json", "model.safetensors", "*_cxr.py"),
+    *("predictions_*.csv", "metrics.json", "history.csv", "training_args.json", "dataset.json"),
+    *("figures/*.png", "figures/*.svg"),
+)
 
 # What the client raises for a refusal, a broken connection and a transfer that it gave up.
 HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError, RuntimeError)
@@ -58,7 +65,7 @@ def check_hub(repo_id: str, private: bool, publish_ids: bool) -> None:
 
 
 def push_run(folder: Path, repo_id: str, publish_ids: bool) -> str:
-    """Uploads model, code, card, predictions and figures in one commit.
+    """Uploads model, code, card, predictions and figures in one commit, and nothing else.
 
     Args:
         folder: of the run.
@@ -73,18 +80,13 @@ def push_run(folder: Path, repo_id: str, publish_ids: bool) -> str:
     Raises:
         OSError: the upload broke off; the repository is then as it was.
     """
-    salt = folder / SALT
-    if not salt.exists():
-        salt.write_text(secrets.token_hex(32))
+    salt = read_salt(folder / SALT)
     operations = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder)
-        if name.parts[0] == "checkpoints" or name.parts[0].startswith("."):
-            continue
+    for path in sorted({path for pattern in PUSHED for path in folder.glob(pattern)}):
         content = path
-        if name.match("predictions_*.csv") and not publish_ids:
-            content = without_names(path.read_text("utf-8"), bytes.fromhex(salt.read_text()))
-        operations.append(CommitOperationAdd(name.as_posix(), content))
+        if path.match("predictions_*.csv") and not publish_ids:
+            content = without_names(path.read_text("utf-8"), salt)
+        operations.append(CommitOperationAdd(path.relative_to(folder).as_posix(), content))
     try:
         commit = HfApi().create_commit(
             repo_id, operations, commit_message="Upload model, card and figures"
@@ -95,6 +97,18 @@ def push_run(folder: Path, repo_id: str, publish_ids: bool) -> str:
             f"{folder}: run the same command again with --resume_from_checkpoint."
         ) from error
     return commit.commit_url
+
+
+def read_salt(path: Path) -> bytes:
+    """The 32 random bytes of a file of 64 hex digits, which is made where there is none."""
+    try:
+        salt = bytes.fromhex(path.read_text("ascii"))
+    except (FileNotFoundError, ValueError):
+        salt = b""
+    if len(salt) != 32:
+        salt = secrets.token_bytes(32)
+        write_text(path, salt.hex())
+    return salt
 
 
 def without_names(predictions: str, salt: bytes) -> bytes:

@@ -117,6 +117,11 @@ for url in sys.argv[1:]:
         said = str(error)
     assert time.monotonic() - began < 5
     print(said)
+call = '{"id": 1, "method": "tools/call", "params": {"arguments": {"image": "%s", "model": "%s"}}}'
+try:
+    asyncio.run(doors.without_addresses((call % (sys.argv[4], sys.argv[4])).encode()))
+except doors.ToolError as error:
+    print(error.answer["result"]["content"][0]["text"])
 """
 
 
@@ -165,6 +170,7 @@ def test_what_a_tool_fetches_has_an_end(run_python):
         "The image's address leads nowhere; give one with http or https.",
         "7 bytes",
         "The image's address leads nowhere; give one with http or https.",
+        "A call names one image; give one address.",
     ], run.stderr
 
 
@@ -265,6 +271,7 @@ def test_uploads_have_a_size_a_form_and_a_total(served, question):
 
     with unnoticed(served, question):
         assert status(claim("Transfer-Encoding: chunked")) == 411
+        assert status(claim("Content-Length: 9\r\nTransfer-Encoding: chunked")) in (400, 411)
         assert status(claim("Content-Length: 1100000000")) == 413
         claims = [claim("Content-Length: 1000000000") for _ in range(2)]
         assert status(claim("Content-Length: 1000000000")) == 429
