@@ -7,7 +7,7 @@ MODELS := baseline densenet121
 THREADS := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
 # Threads that wait sleep instead of spinning: spinning, beside other work on the same cores, a step
-# of training took six times as long.
+# of training took six times as long. Alone, sleeping costs a tenth (28 against 31 images a second).
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test test-slow
