@@ -63,7 +63,6 @@ def convert_chexnet(
     config = CxrDenseNetConfig(
         num_channels=3,
         id2label=dict(enumerate(CHEXNET_FINDINGS)),
-        label2id={name: index for index, name in enumerate(CHEXNET_FINDINGS)},
         problem_type=PROBLEM_TYPES[1],
     )
     model = CxrDenseNetForImageClassification(config)

@@ -350,18 +350,18 @@ def parse(body: bytes) -> Any:
             file from an address.
     """
 
-    def made(pairs: list[tuple[str, Any]]) -> dict:
-        made = dict(pairs)
-        if len(made) < len(pairs):
+    def checked(pairs: list[tuple[str, Any]]) -> dict:
+        content = dict(pairs)
+        if len(content) < len(pairs):
             raise Refusal(400, "The request names a thing twice.")
-        if ADDRESS.match(str(made.get("path"))):
+        if ADDRESS.match(str(content.get("path"))):
             raise Refusal(400, "No address is fetched; upload the file, then name its path.")
-        return made
+        return content
 
     if sum(map(body.count, (b"[", b"{", b","))) > PARTS:
         raise Refusal(400, f"The request has more than {PARTS} parts.")
     try:
-        return json.loads(body, object_pairs_hook=made)
+        return json.loads(body, object_pairs_hook=checked)
     except (ValueError, RecursionError):
         raise Refusal(400, "The request is no JSON.") from None
 

@@ -29,6 +29,7 @@ from modeling import (
     CxrDenseNetConfig,
     CxrDenseNetForImageClassification,
     CxrImageProcessor,
+    create_model,
 )
 
 SPACE = Path(__file__).parents[1] / "space"
@@ -101,6 +102,13 @@ def save(model, folder, card=None):
     if card:
         (folder / "README.md").write_text(card)
     return Saved(folder, model, processor, list(model.config.label2id))
+
+
+def save_tiny(folder):
+    """The folder of one tiny network with random weights, which answers at once: folder/tiny."""
+    torch.manual_seed(0)
+    model, _ = create_model("baseline", CLASSES, image_size=32, hidden_sizes=[8])
+    return save(model, folder / "tiny").folder
 
 
 def save_tiny_models(folder):

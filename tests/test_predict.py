@@ -14,7 +14,7 @@ import torch
 from conftest import REPO
 from dicom_files import dicom
 from PIL import Image
-from test_sandbox import slow_tiff
+from tiff_files import tiles
 
 import predict as script
 from evaluation.predictions import read_predictions
@@ -189,7 +189,7 @@ def test_whatever_a_reader_raises_is_an_error_of_that_file(tmp_path, model_folde
 
 def test_a_file_that_has_no_end_costs_its_own_row_alone(tmp_path, model_folder):
     folder = write_xrays(tmp_path / "in", ["a.png", "c.png"])
-    (folder / "b.tif").write_bytes(slow_tiff())
+    (folder / "b.tif").write_bytes(tiles(2000))
     model, processor = load_model(str(model_folder))
     processor.sandbox = lambda: Sandbox(seconds=1)
     results = list(predict([folder], model, processor))

@@ -1,5 +1,6 @@
 """Files that are read in processes of their own: the same pixels, and an end to what has none."""
 
+import contextlib
 import io
 import os
 import re
@@ -14,8 +15,8 @@ import psutil
 import pytest
 from dicom_files import dicom
 from PIL import Image
+from tiff_files import tiles
 
-from modeling import CxrImageProcessor
 from modeling.reading_cxr import open_image
 from modeling.sandbox_cxr import Sandbox
 
@@ -29,18 +30,6 @@ def encoded(pixels, kind="PNG", **options):
 def noise(seed=0, dtype=np.uint8, shape=(90, 120)):
     top = np.iinfo(dtype).max
     return np.random.default_rng(seed).integers(0, top, shape, dtype, endpoint=True)
-
-
-def slow_tiff(side=2000):
-    """A tile a pixel, which Pillow reads one by one."""
-    count, start = side * side, 8 + 2 + 11 * 12 + 4
-    entries = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 1)]
-    entries += [(262, 3, 1, 1), (277, 3, 1, 1), (322, 4, 1, 1), (323, 4, 1, 1)]
-    entries += [(324, 4, count, start), (325, 4, count, start + 4 * count), (339, 3, 1, 1)]
-    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
-    lists = struct.pack("<I", start) * count + struct.pack("<I", 1) * count
-    return head + packed + bytes(4) + lists
 
 
 def fractions(order="<", kind=5, big=False):
@@ -113,7 +102,7 @@ def test_a_tag_of_many_fractions_is_refused_at_once(order, kind, big):
 def test_a_file_without_end_is_given_up_in_time(sandbox):
     began = time.monotonic()
     with pytest.raises(ValueError, match=r"takes more than 2 seconds to read.*\.$"):
-        sandbox.open(slow_tiff())
+        sandbox.open(tiles(2000))
     assert time.monotonic() - began < 4
     sandbox.open(FILES["png"])
 
@@ -137,11 +126,13 @@ def test_each_thread_gets_its_own_file(sandbox):
 
 
 def processes():
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "sandbox_cxr" in " ".join(process.cmdline())
-    ]
+    """Those that read; one that has ended may stay listed until it is asked for."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.ZombieProcess):
+            if "sandbox_cxr" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_killed_processes_are_replaced_without_a_word(sandbox):
@@ -155,7 +146,7 @@ def test_killed_processes_are_replaced_without_a_word(sandbox):
 def test_the_processes_know_no_secret_and_no_torch(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     before = {process.pid for process in processes()}
-    sandbox = CxrImageProcessor().sandbox()
+    sandbox = Sandbox()  # not the processor's, which another test may have started
     sandbox.open(FILES["png"])
     started = [process for process in processes() if process.pid not in before]
     assert len(started) == 2  # the one that forks, and a reader

@@ -19,15 +19,13 @@ import numpy as np
 import psutil
 import pytest
 import space_server
-import torch
 from dicom_files import dicom
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
-from space_server import CLASSES, LIBRARIES, SPACE, save, serve
+from space_server import LIBRARIES, SPACE, save_tiny, serve
 
 from benchmarks import space_load
-from modeling import create_model
 
 SECRET = "Mustermann"  # in the name of every file sent: it must not be logged
 REQUESTS = 200
@@ -35,9 +33,7 @@ REQUESTS = 200
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    model, _ = create_model("baseline", CLASSES, image_size=32, hidden_sizes=[8])
-    return save(model, tmp_path_factory.mktemp("models") / "tiny").folder
+    return save_tiny(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,15 @@ import socket
 import threading
 
 import pytest
-import torch
-from space_server import CLASSES, save, serve
+from space_server import save_tiny, serve
 
 from attacks.visitors import ATTACKER, connect
 from benchmarks import space_load
-from modeling import create_model
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    model, _ = create_model("baseline", CLASSES, image_size=32, hidden_sizes=[8])
-    return save(model, tmp_path_factory.mktemp("models") / "tiny").folder
+    return save_tiny(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

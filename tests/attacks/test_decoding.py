@@ -13,6 +13,7 @@ from dicom_files import data_set, dicom, written
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
+from tiff_files import tiff, tiles
 
 from attacks.visitors import answer, send, unnoticed
 
@@ -64,36 +65,6 @@ def odd_pgm():
     return b"P5 5000 4000 254\n" + bytes(20_000_000)
 
 
-def tiff(entries, data):
-    """A little-endian TIFF of entries (tag, type, count, value) and what they point at."""
-    packed = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
-    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + packed + bytes(4) + data
-
-
-def tiles():
-    """A TIFF of a tile a pixel."""
-    side, count = 1000, 1_000_000
-    start = 8 + 2 + 11 * 12 + 4
-    offsets = struct.pack("<I", start) * count
-    counts = struct.pack("<I", 1) * count
-    return tiff(
-        [
-            (256, 4, 1, side),
-            (257, 4, 1, side),
-            (258, 3, 1, 8),
-            (259, 3, 1, 1),
-            (262, 3, 1, 1),
-            (277, 3, 1, 1),
-            (322, 4, 1, 1),
-            (323, 4, 1, 1),
-            (324, 4, count, start),
-            (325, 4, count, start + len(offsets)),
-            (339, 3, 1, 1),
-        ],
-        offsets + counts,
-    )
-
-
 def rationals():
     """A TIFF with a tag of 4 million fractions."""
     count = 4_000_000
@@ -134,7 +105,7 @@ FILES = {
     "dicom-fragments": fragments,
     "bmp-run-lengths": run_length_bmp,
     "pgm-odd-maximum": odd_pgm,
-    "tiff-tiles": tiles,
+    "tiff-tiles": lambda: tiles(1000),
     "tiff-fractions": rationals,
     "jpeg-comments": lambda: flooded_jpeg(0xFFFE),
     "jpeg-segments": lambda: flooded_jpeg(0xFFED),
