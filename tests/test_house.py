@@ -14,7 +14,7 @@ from evaluation.calibration import apply_operation
 from evaluation.metrics import METRIC_NAMES, compute_metrics
 from evaluation.predictions import read_predictions, read_predictions_by_model
 from evaluation.table import results_table
-from recipes.kermany.results import write_results
+from recipes.results import write_results
 
 REPO = Path(__file__).parent.parent
 FLOORS = {
@@ -78,10 +78,9 @@ def test_the_readmes_results_are_those_of_the_checkpoints():
 
 def test_the_results_page_is_what_its_files_give(tmp_path, monkeypatch):
     monkeypatch.chdir(REPO)
-    shutil.copytree("results/kermany", tmp_path / "kermany")
-    write_results(tmp_path / "kermany", tmp_path / "RESULTS.md")
-    made = (tmp_path / "RESULTS.md").read_text().replace("](kermany/", "](results/kermany/")
-    assert made == Path("RESULTS.md").read_text()
+    shutil.copytree("results", tmp_path / "results")
+    write_results(tmp_path / "results", tmp_path / "RESULTS.md")
+    assert (tmp_path / "RESULTS.md").read_text() == Path("RESULTS.md").read_text()
 
 
 @pytest.mark.parametrize(

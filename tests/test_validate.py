@@ -22,7 +22,7 @@ from evaluation.predictions import read_predictions, read_predictions_by_model
 from modeling import create_model, load_model
 from recipes.kermany.evidence import collect_evidence
 from recipes.kermany.release import release
-from recipes.kermany.results import write_results
+from recipes.results import write_results
 from training.subject import check_fit
 
 SMALL = ["--num_resamples", "200", "--gallery", "2", "--curves", "8"]
@@ -270,7 +270,7 @@ def test_two_models_of_one_name_are_refused(validate, tmp_path):
 
 
 def test_the_results_page_is_made_of_the_runs_and_reports(report, trained, tmp_path, monkeypatch):
-    folder = tmp_path / "results"
+    folder = tmp_path / "results" / "kermany"
     small = ("metrics.json", "training_args.json", "dataset.json")
     small += ("history.csv", "predictions_test.csv")
     for run in ("seeds/densenet121-1", "seeds/baseline-1", "search/strong", "leak/split-by-image"):

@@ -1,14 +1,11 @@
-"""RESULTS.md from the files of the study: `python -m recipes.kermany.results DIR RESULTS.md`.
+"""The part of RESULTS.md on the paediatric set, see `recipes.results`, from the files of the study.
 
 Every number is read from a file and put into a hole of RESULTS.md.jinja, whose text says how the
 study was done.
 """
 
-import argparse
 import csv
 import json
-import os
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -20,7 +17,7 @@ from evaluation.compare import delong
 from evaluation.figures import plot_training_curves
 from evaluation.metrics import METRIC_NAMES, format_metric
 from evaluation.pages.wording import difference, listed
-from evaluation.predictions import read_predictions, write_text
+from evaluation.predictions import read_predictions
 from evaluation.saliency import MEASURES
 from evaluation.table import markdown_table, read_json
 from recipes.kermany.outliers import flagged_table, unseen_packages
@@ -48,18 +45,17 @@ EACH = {
 }
 
 
-def write_results(folder: str | Path, path: str | Path) -> None:
-    """Write the page, and the figure that no report holds, into `folder/figures`.
+def render(folder: Path, base: Path) -> str:
+    """The text; the figure that no report holds is drawn into `folder/figures`.
 
     Args:
         folder: with search/, seeds/, leak/ (runs), outliers/ and reports/ (reports), see study.sh;
             seeds and the report "test" are needed, parts that are absent are left out.
-        path: of the page; links are relative to its folder.
+        base: the folder as the page's links name it.
 
     Raises:
         ValueError, OSError: a file is missing or damaged.
     """
-    folder, path = Path(folder), Path(path)
     (folder / "figures").mkdir(exist_ok=True)
     seeds, search, leak = (read_runs(folder / kind) for kind in ("seeds", "search", "leak"))
     reports = {
@@ -69,7 +65,6 @@ def write_results(folder: str | Path, path: str | Path) -> None:
     }
     test = reports["test"]
     models = list(test["models"])
-    base = Path(os.path.relpath(folder, path.parent))
     by_model = group_by_model(seeds)
     draw_training(by_model, folder)
     environment = Environment(
@@ -78,7 +73,7 @@ def write_results(folder: str | Path, path: str | Path) -> None:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    page = environment.get_template("RESULTS.md.jinja").render(
+    return environment.get_template("RESULTS.md.jinja").render(
         level=f"{CONFIDENCE_LEVEL * 100:.0f} %",
         test=test["dataset"],
         classes=", ".join(f"{count} {name}" for name, count in test["dataset"]["classes"].items()),
@@ -102,7 +97,6 @@ def write_results(folder: str | Path, path: str | Path) -> None:
         speeds=speeds([*seeds.values(), *search.values()], by_model),
         search=search_table(search),
     )
-    write_text(path, page)
 
 
 def read_runs(folder: Path) -> dict[str, dict]:
@@ -360,14 +354,3 @@ def speeds(runs: Sequence[dict], models: Collection[str]) -> str:
             found = [float(row["images_per_second"]) for row in csv.DictReader(file)]
         fastest[what] = max([fastest.get(what, 0), *found])
     return ", ".join(f"{what} {fast:.0f}" for what, fast in sorted(fastest.items()))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="results folder of study.sh")
-    parser.add_argument("path", help="the page to write")
-    options = parser.parse_args()
-    try:
-        write_results(options.folder, options.path)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

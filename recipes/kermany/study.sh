@@ -108,5 +108,5 @@ for model in "${checkpoints[@]}"; do
         $results/reports/{borders,corners,padded,lungs,only_lungs,no_lungs,shift} \
         $results/reports/{actualmed,covid_cxnet,openist}
 done
-"$bin/python" -m recipes.kermany.results $results RESULTS.md
+"$bin/python" -m recipes.results results RESULTS.md
 "$bin/python" -m evaluation.table "${checkpoints[@]}" --readme README.md --block kermany

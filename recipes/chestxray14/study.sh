@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The second part of RESULTS.md: 14 findings learnt from few images. What is finished is not done again.
+#
+#   recipes/chestxray14/study.sh DATA [IMAGENET]
+#
+# DATA is the folder of ChestX-ray14 with split.csv; IMAGENET the weights of tf_efficientnet_lite0.
+set -euo pipefail
+data=${1:?give the folder of ChestX-ray14}
+imagenet=${2:-}
+bin=.venv/bin
+runs=runs/chestxray14
+results=results/chestxray14
+threads=$(nproc)
+
+train() { # NAME FLAGS...
+    local folder=$runs/$1
+    shift
+    [ -f "$folder/metrics.json" ] && return
+    local resume=()
+    compgen -G "$folder/checkpoints/step_*" >/dev/null && resume=(--resume_from_checkpoint)
+    "$bin/accelerate" launch --quiet --num_processes 1 --num_cpu_threads_per_process "$threads" \
+        train.py --config recipes/chestxray14/finetune.yaml --dataset_path "$data" \
+        --output_dir "$folder" "$@" "${resume[@]}"
+}
+
+for seed in 42 43 44; do
+    train baseline-kermany-$seed --model checkpoints/cxr-baseline --seed $seed
+    train baseline-scratch-$seed --model baseline --image_size 64 --learning_rate 1e-3 --seed $seed
+done
+[ -z "$imagenet" ] ||
+    train efficientnet_lite0-imagenet-42 --model tf_efficientnet_lite0 --pretrained "$imagenet" \
+        --image_size 160 --checkpointing_steps 20
+train densenet121-kermany-42 --model checkpoints/cxr-densenet121 --checkpointing_steps 20
+train densenet121-scratch-42 --model densenet121 --image_size 128 --learning_rate 1e-3 \
+    --checkpointing_steps 20
+
+names=()
+for run in "$runs"/*; do
+    names+=("${run##*/}")
+    mkdir -p "$results/runs/${run##*/}"
+    cp "$run"/{metrics,training_args,dataset}.json "$run"/{history,predictions_validation}.csv \
+        "$results/runs/${run##*/}"
+done
+"$bin/python" -m recipes.chestxray14.floor "$data" $results
+[ -f $runs.report/report.html ] ||
+    "$bin/python" validate.py --model "${names[@]/#/$runs/}" --dataset chestxray14 \
+        --dataset_path "$data" --dataset_options split=split.csv where=repository=jrzech \
+        --skip_heatmaps --output_dir $runs.report
+mkdir -p $results/report
+cp $runs.report/{metrics,context}.json $runs.report/predictions.csv $results/report
+"$bin/python" -m recipes.chestxray14.gains $results
+"$bin/python" -m recipes.results results RESULTS.md
