@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from evaluation.predictions import read_predictions_by_model
 from modeling.convert import CHEXNET_FINDINGS
-from recipes.chestxray14 import floor
+from recipes.chestxray14 import floor, gains, results
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
@@ -72,3 +73,34 @@ def test_a_table_without_images_of_the_official_lists_is_refused(data, tmp_path)
     (tmp_path / floor.TABLE).write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(ValueError, match="does not list 00000199_000.png; give the whole table."):
         floor.read_table(tmp_path)
+
+
+def test_a_models_gain_over_the_floors_is_that_of_the_same_images(data):
+    floors = floor.floors(data)
+    floors = {name: floor.by_image(floors[name]) for name in gains.FLOORS}
+    same = floors[gains.METADATA]
+    view = np.where(np.arange(40) % 2, "AP", "PA")
+    same = replace(same, extra={"view": view})
+    oracle = replace(same, logits=np.where(same.labels, 1.0, -1.0))
+    found = gains.measure({"same": same, "oracle": oracle}, floors, 50)
+    assert (found["n"], found["pa"]) == (40, 20)
+    assert found["models"]["same"]["gains"][gains.METADATA]["value"] == 0
+    mean = found["models"]["same"]["auroc"]["value"]
+    best = found["models"]["oracle"]
+    assert best["auroc"]["value"] == best["pa"]["value"] == 1
+    assert best["gains"][gains.METADATA]["value"] == pytest.approx(1 - mean)
+
+
+def test_the_verdict_takes_only_intervals_that_exclude_0():
+    entries = [(0.1, 0.02, 0.18), (0.05, -0.01, 0.11), (-0.1, -0.2, -0.01)]
+    found = [dict(zip(("value", "low", "high"), entry)) for entry in entries]
+    assert results.verdict("lite", dict(zip("abc", found))) == (
+        "`lite`, chosen on validation, is above a (+0.100 [+0.020, +0.180]), and cannot be told "
+        "from b (+0.050 [-0.010, +0.110]), and is below c (-0.100 [-0.200, -0.010])."
+    )
+
+
+def test_gains_need_the_view(data):
+    floors = {name: floor.by_image(own) for name, own in floor.floors(data).items()}
+    with pytest.raises(ValueError, match="no column view; validate.py writes it of this set."):
+        gains.measure({"a": floors[gains.METADATA]}, floors, 10)
