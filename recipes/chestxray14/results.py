@@ -64,9 +64,9 @@ def read_run(folder: Path) -> dict:
 
 def start(args: Mapping) -> str:
     """Where a run's weights come from: a checkpoint's name, ImageNet, or scratch."""
-    if Path(args["model"]).parts[:1] == ("checkpoints",):
-        return Path(args["model"]).name
-    return "ImageNet" if args["pretrained"] else "scratch"
+    if args["pretrained"]:
+        return "ImageNet"
+    return args["model"] if args["model"].startswith("cxr-") else "scratch"
 
 
 def runs_table(
