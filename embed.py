@@ -13,7 +13,9 @@ import hashlib
 import logging
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -102,7 +104,7 @@ def weights_digest(encoder: Encoder) -> str:
 def embed_part(
     encoder: Encoder, stored: Dataset, batch_size: int, pool: ThreadPoolExecutor
 ) -> tuple[list[int], np.ndarray | None, list[str]]:
-    """The rows that could be read, their vectors (N, D), None where N is 0, and what could not."""
+    """The rows that could be read, their vectors (N, 1, D) or None, and what could not be read."""
 
     def read(row: dict) -> torch.Tensor | str:
         try:
@@ -119,7 +121,7 @@ def embed_part(
         kept += [row for row, tensor in zip(numbers, found) if not isinstance(tensor, str)]
         if prepared:
             vectors.append(encoder(prepared))
-    return kept, np.concatenate(vectors) if vectors else None, problems
+    return kept, np.concatenate(vectors)[:, None] if vectors else None, problems
 
 
 def embed_split(
@@ -148,8 +150,16 @@ def embed_split(
     report_unreadable(len(split), problems, args.max_unreadable)
 
 
-def take_precomputed(path: str, dataset: DatasetDict, folder: Path) -> None:
+def take_precomputed(
+    path: str, found: Iterable[tuple[str, np.ndarray]], dataset: DatasetDict, folder: Path
+) -> None:
     """Writes the vectors of a set's images that others made, joined by name without suffix.
+
+    Args:
+        path: where they are from, for errors.
+        found: see `read_precomputed`.
+        dataset: in the dataset schema.
+        folder: for the parts.
 
     Raises:
         ValueError: no name is in the set, one has two vectors, or a file is damaged.
@@ -168,7 +178,7 @@ def take_precomputed(path: str, dataset: DatasetDict, folder: Path) -> None:
         parts[name] += 1
         waiting[name].clear()
 
-    for image, vector in read_precomputed(path):
+    for image, vector in found:
         stem = PurePosixPath(image).stem
         if stem not in places:
             strange += 1
@@ -204,16 +214,18 @@ def main(argv: list[str]) -> None:
     if args.precomputed:
         if (folder / FACTS).is_file():
             raise ValueError(f"{folder} holds embeddings already; name another --output_dir.")
+        found = read_precomputed(args.precomputed)
+        first = next(found)
         origin = {"encoder": Path(args.precomputed).name, "own": False, "revision": None}
-        origin |= {"weights": None, "pooling": "as published"}
+        origin |= {"weights": None, "pooling": "as published", "tokens": len(first[1])}
         settle(folder, {**origin, **describe(dataset)})
-        take_precomputed(args.precomputed, dataset, folder)
+        take_precomputed(args.precomputed, chain([first], found), dataset, folder)
         return
     encoder = load_encoder(args.encoder, args.revision)
     if accelerator.is_main_process:
         own = isinstance(encoder.network, CxrClassifier)
         origin = {"encoder": args.encoder, "own": own, "revision": encoder.revision}
-        origin |= {"weights": weights_digest(encoder), "pooling": encoder.pooling}
+        origin |= {"weights": weights_digest(encoder), "pooling": encoder.pooling, "tokens": 1}
         settle(folder, {**origin, **describe(dataset)})
     accelerator.wait_for_everyone()
     encoder.network.to(accelerator.device)

@@ -1,9 +1,11 @@
 """Learn from embeddings: a small head on a network that stays as it is.
 
     python probe.py --embeddings embeddings --output_dir runs/probe
+    python probe.py --embeddings embeddings --zero_shot prompts.yaml --output_dir runs/zero_shot
 
 It leaves predictions_*.csv and metrics.json as train.py does. A logistic head on a model of this
-project is put into that model, which is then saved like any other.
+project is put into that model, which is then saved like any other. With prompts nothing is learnt
+but the operating point; see embedding/prompts.py.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from embedding.heads import HEADS, Linear
+from embedding.prompts import ZeroShot, read_prompts, zero_shot
 from embedding.table import Embeddings, read_embeddings
 from evaluation.calibration import apply_operation, fit_operation
 from evaluation.metrics import compute_metrics, format_metric
@@ -41,7 +44,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--embeddings", required=True, metavar="DIR", help="a folder that embed.py made")
-    add("--head", choices=sorted(HEADS), default="logistic", help="what learns from the vectors")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--head", choices=sorted(HEADS), default="logistic", help="what learns from the vectors")
+    either("--zero_shot", metavar="YAML", help="prompts, see embedding/prompts.py")
     add("--output_dir", default="runs/probe", help="the folder of predictions and metrics")
     add("--max_train_patients", type=int, help="learn from so many patients, drawn by --seed")
     add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
@@ -60,6 +65,19 @@ def some_patients(train: Embeddings, count: int | None, seed: int) -> Embeddings
         return train
     drawn = np.random.default_rng(seed).choice(patients, count, replace=False)
     return train.take(np.flatnonzero(np.isin(train.patient_id, drawn)))
+
+
+def prompted(path: str, facts: dict, names: list[str], multi_label: bool) -> ZeroShot:
+    """The head that a file of prompts makes.
+
+    Raises:
+        ValueError: three classes or more that exclude one another, or see `embedding.prompts`.
+        OSError: a file or the encoder cannot be read.
+    """
+    if not multi_label and len(names) != 2:
+        raise ValueError(f"prompts are for findings or two classes; the set has {len(names)}.")
+    prompts = read_prompts(path, names if multi_label else names[1:])
+    return zero_shot(prompts, facts["encoder"], facts["revision"], not multi_label)
 
 
 def save_model(facts: dict, head: Linear, operation: dict, folder: Path) -> None:
@@ -88,11 +106,19 @@ def main(argv: list[str]) -> None:
     if (folder / "metrics.json").exists():
         raise ValueError(f"{folder} holds a run already; name another --output_dir.")
     facts, splits = read_embeddings(args.embeddings)
-    if missing := [name for name in ("train", "validation", "test") if name not in splits]:
+    learnt = [] if args.zero_shot else ["train"]
+    if missing := [name for name in (*learnt, "validation", "test") if name not in splits]:
         raise ValueError(f"{args.embeddings} has no {missing[0]} split; embed a set that has one.")
     multi_label, names = facts["task"] == "multi_label", list(facts["classes"])
-    train = some_patients(splits["train"], args.max_train_patients, args.seed)
-    head = HEADS[args.head](train, names, multi_label, args.seed)
+    metrics = {"encoder": facts["encoder"], "revision": facts["revision"]}
+    if args.zero_shot:
+        metrics |= {"head": "zero_shot", "prompts": Path(args.zero_shot).read_text("utf-8")}
+        head = prompted(args.zero_shot, facts, names, multi_label)
+    else:
+        train = some_patients(splits["train"], args.max_train_patients, args.seed)
+        metrics |= {"head": args.head, "images": len(train.image_id)}
+        metrics |= {"patients": len(np.unique(train.patient_id))}
+        head = HEADS[args.head](train, names, multi_label, args.seed)
     folder.mkdir(parents=True, exist_ok=True)
     read = {}
     for name in ("validation", "test"):
@@ -113,8 +139,6 @@ def main(argv: list[str]) -> None:
     operation = fit_operation(
         read["validation"], args.threshold_rule, args.target_sensitivity, args.abstain_share
     )
-    metrics = {"head": args.head, "encoder": facts["encoder"], "revision": facts["revision"]}
-    metrics |= {"patients": len(np.unique(train.patient_id)), "images": len(train.image_id)}
     for name, raw in read.items():
         metrics[name] = compute_metrics(apply_operation(raw, operation), seed=args.seed)
         metrics[f"uncalibrated_{name}"] = compute_metrics(raw, seed=args.seed)

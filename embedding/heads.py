@@ -18,11 +18,16 @@ FOLDS = 5
 WIDTHS = (512, 256)  # of the network: Sellergren et al. 2022
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 40, 64, 1e-3, 0.05
 
-Head = Callable[[np.ndarray], np.ndarray]  # float32 (N, D) to logits, float64 (N, K)
+Head = Callable[[np.ndarray], np.ndarray]  # float32 (N, T, D) to logits, float64 (N, K)
+
+
+def pooled(vectors: np.ndarray) -> np.ndarray:
+    """The mean of each image's tokens, as CXR Foundation's notebooks take it: (N, D)."""
+    return vectors.mean(axis=1)
 
 
 class Linear:
-    """Logits that are linear in the vectors.
+    """Logits that are linear in the pooled vectors.
 
     Attributes:
         weight: float64 (K, D).
@@ -34,7 +39,7 @@ class Linear:
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """Logits, float64 (N, K)."""
-        return vectors @ self.weight.T + self.bias
+        return pooled(vectors) @ self.weight.T + self.bias
 
 
 def fit_logistic(train: Embeddings, names: list[str], multi_label: bool, seed: int) -> Linear:
@@ -50,8 +55,9 @@ def fit_logistic(train: Embeddings, names: list[str], multi_label: bool, seed: i
     Raises:
         ValueError: a class that no image, or every image, has.
     """
-    mean, deviation = train.vectors.mean(0), train.vectors.std(0) + 1e-6
-    scaled = (train.vectors - mean) / deviation
+    vectors = pooled(train.vectors)
+    mean, deviation = vectors.mean(0), vectors.std(0) + 1e-6
+    scaled = (vectors - mean) / deviation
     if multi_label:
         rows = []
         for k, name in enumerate(names):
@@ -107,14 +113,15 @@ def fit_mlp(train: Embeddings, names: list[str], multi_label: bool, seed: int) -
     if len(train.vectors) < 2:
         raise ValueError(f"{len(train.vectors)} training image is too few; give two or more.")
     torch.manual_seed(seed)
-    mean, deviation = train.vectors.mean(0), train.vectors.std(0) + 1e-6
-    width, layers = train.vectors.shape[1], []
+    vectors = pooled(train.vectors)
+    mean, deviation = vectors.mean(0), vectors.std(0) + 1e-6
+    width, layers = vectors.shape[1], []
     for hidden in WIDTHS:
         layers += [nn.Linear(width, hidden), nn.ReLU(), nn.BatchNorm1d(hidden)]
         width = hidden
     network = nn.Sequential(*layers, nn.Linear(width, len(names)))
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
-    vectors = torch.from_numpy((train.vectors - mean) / deviation)
+    vectors = torch.from_numpy((vectors - mean) / deviation)
     truth, known = torch.from_numpy(train.labels), torch.from_numpy(~train.unknown)
     batches = max(1, len(vectors) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, EPOCHS * batches)
@@ -136,7 +143,7 @@ def fit_mlp(train: Embeddings, names: list[str], multi_label: bool, seed: int) -
 
     @torch.no_grad()
     def head(vectors: np.ndarray) -> np.ndarray:
-        scaled = torch.from_numpy((vectors - mean) / deviation)
+        scaled = torch.from_numpy((pooled(vectors) - mean) / deviation)
         return network(scaled).double().numpy()
 
     return head

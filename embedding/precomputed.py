@@ -21,10 +21,10 @@ ROWS_AT_ONCE = 1000
 
 
 def read_precomputed(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and vector, float32 (D,), of each image in a file or a folder of files.
+    """Name and tokens, float32 (T, D), of each image in a file or a folder of files.
 
     A TFRecord's record names its image, `image/id`; an .npz file is of the image that it is called
-    after, and of its tokens the mean is taken; a Parquet file has columns image_id and embedding.
+    after, and has 32 tokens or one; a Parquet file has columns image_id and embedding.
 
     Raises:
         ValueError: a file is damaged or none of these, or widths are mixed.
@@ -34,16 +34,20 @@ def read_precomputed(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
     files = sorted(file for file in path.rglob("*") if _is_known(file)) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} holds no .tfrecord, .npz or .parquet file.")
-    width = None
+    shape = None
     for file in files:
-        for name, vector in _read(file):
-            width = width or len(vector)
-            if len(vector) != width:
+        for name, tokens in _read(file):
+            shape = shape or tokens.shape
+            if tokens.shape != shape:
                 raise ValueError(
-                    f"{file} gives {name} {len(vector)} numbers, others before it {width}: give "
-                    "embeddings of one kind."
+                    f"{file} gives {name} {_told(tokens.shape)}, others before it {_told(shape)}: "
+                    "give embeddings of one kind."
                 )
-            yield name, vector
+            yield name, tokens
+
+
+def _told(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} x {shape[1]} numbers"
 
 
 def _is_known(file: Path) -> bool:
@@ -68,24 +72,19 @@ def _from_npz(file: Path) -> np.ndarray:
         raise ValueError(f"{file} is no .npz file of arrays.") from error
     if found is None:
         raise ValueError(f"{file} has {', '.join(names)}; one of {', '.join(ARRAYS)} is needed.")
-    tokens = np.asarray(found, np.float32).reshape(-1, found.shape[-1])
-    return tokens.mean(axis=0)
+    return np.asarray(found, np.float32).reshape(-1, found.shape[-1])
 
 
 def _from_parquet(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         table = pq.ParquetFile(file)
         for batch in table.iter_batches(ROWS_AT_ONCE, columns=["image_id", "embedding"]):
-            vectors = batch["embedding"].to_pylist()
-            yield from zip(batch["image_id"].to_pylist(), map(_vector, vectors))
+            for name, values in zip(*(batch[column].to_pylist() for column in batch.schema.names)):
+                yield name, np.array([values], np.float32)
     except (pa.ArrowInvalid, KeyError) as error:
         raise ValueError(
             f"{file} is no Parquet file with the columns image_id and embedding."
         ) from error
-
-
-def _vector(values: list[float]) -> np.ndarray:
-    return np.array(values, np.float32)
 
 
 def _from_tfrecord(file: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -104,7 +103,7 @@ def _from_tfrecord(file: Path) -> Iterator[tuple[str, np.ndarray]]:
                 raise ValueError(
                     f"{file} has a record without image/id and embedding, or is cut off."
                 ) from error
-            yield bytes(name).decode(), vector
+            yield bytes(name).decode(), vector[None]
 
 
 def _example(record: memoryview) -> dict:

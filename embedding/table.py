@@ -17,7 +17,10 @@ from evaluation.table import read_json
 
 FACTS = "embeddings.json"
 # What makes a part of another run unfit to stand beside those of this one.
-KEYS = ("encoder", "own", "revision", "pooling", "weights", "classes", "task", "fingerprints")
+KEYS = (
+    *("encoder", "own", "revision", "weights", "pooling", "tokens"),
+    *("classes", "task", "fingerprints"),
+)
 
 
 @dataclass
@@ -29,7 +32,7 @@ class Embeddings:
         patient_id: str (N,).
         labels: bool (N, K).
         unknown: bool (N, K).
-        vectors: float32 (N, D).
+        vectors: float32 (N, T, D), T tokens an image, mostly one.
     """
 
     image_id: np.ndarray
@@ -73,7 +76,7 @@ def write_part(path: Path, rows: Sequence[dict], vectors: np.ndarray) -> None:
     Args:
         path: of the file.
         rows: image_id, patient_id, labels and unknown (names of classes) of each image.
-        vectors: float32 (N, D).
+        vectors: float32 (N, T, D).
 
     Raises:
         OSError: it cannot be written; nothing is left.
@@ -84,7 +87,7 @@ def write_part(path: Path, rows: Sequence[dict], vectors: np.ndarray) -> None:
         "patient_id": pa.array([row["patient_id"] for row in rows], pa.string()),
         "labels": pa.array([row["labels"] for row in rows], pa.list_(pa.string())),
         "unknown": pa.array([row["unknown"] for row in rows], pa.list_(pa.string())),
-        "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors[0].size),
     }
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -117,10 +120,11 @@ def read_embeddings(folder: str | Path) -> tuple[dict, dict[str, Embeddings]]:
         told = f"of {', '.join(map(str, sorted(widths)))} numbers" if widths else "none"
         raise ValueError(f"{folder} holds embeddings {told}; all need one width.")
     names = list(facts["classes"])
-    return facts, {split: _join(found, names) for split, found in parts.items()}
+    tokens = facts["tokens"]
+    return facts, {split: _join(found, names, tokens) for split, found in parts.items()}
 
 
-def _join(tables: list[pa.Table], names: list[str]) -> Embeddings:
+def _join(tables: list[pa.Table], names: list[str], tokens: int) -> Embeddings:
     table = pa.concat_tables(tables).combine_chunks()
     vectors = table["embedding"].combine_chunks()
     return Embeddings(
@@ -128,7 +132,7 @@ def _join(tables: list[pa.Table], names: list[str]) -> Embeddings:
         np.array(table["patient_id"].to_pylist()),
         _cells(table["labels"].to_pylist(), names),
         _cells(table["unknown"].to_pylist(), names),
-        vectors.flatten().to_numpy().reshape(len(table), -1),
+        vectors.flatten().to_numpy().reshape(len(table), tokens, -1),
     )
 
 

@@ -21,6 +21,7 @@ from datasets_scripts import load_cxr_dataset, open_row
 from datasets_scripts.pixels import stored_rows
 from embedding.encoders import grey_image, load_encoder
 from embedding.precomputed import _example, read_precomputed
+from embedding.prompts import ZeroShot, read_prompts, zero_shot
 from embedding.table import Embeddings, read_embeddings
 from evaluation.predictions import read_predictions
 from modeling import load_model
@@ -57,7 +58,7 @@ def test_a_models_embeddings_are_what_it_embeds(embedded):
     test = phantoms()["test"]
     with torch.no_grad():
         expected = model.embed(processor(list(test["image"]))["pixel_values"]).numpy()
-    np.testing.assert_allclose(splits["test"].vectors, expected, atol=1e-5)
+    np.testing.assert_allclose(splits["test"].vectors[:, 0], expected, atol=1e-5)
     assert splits["test"].image_id.tolist() == test["image_id"][:]
     assert splits["test"].labels.argmax(1).tolist() == test["label"][:]
 
@@ -257,32 +258,31 @@ def test_version_1_of_cxr_foundation_is_joined_by_name(tmp_path):
     }
     assert len(found) == len(names) == 72
     for name, vector in zip(names, vectors):
-        np.testing.assert_array_equal(found[name], vector)
+        np.testing.assert_array_equal(found[name], vector[None])
 
 
 @pytest.mark.parametrize(
-    ("arrays", "width"),
+    ("arrays", "shape"),
     [
-        ({"img_emb": (32, 768)}, 768),
-        ({"general_img_emb": (1, 32, 768), "all_contrastive_img_emb": (1, 32, 128)}, 128),
-        ({"contrastive_img_emb": (128,)}, 128),
+        ({"img_emb": (32, 768)}, (32, 768)),
+        ({"general_img_emb": (1, 32, 768), "all_contrastive_img_emb": (1, 32, 128)}, (32, 128)),
+        ({"contrastive_img_emb": (128,)}, (1, 128)),
     ],
 )
-def test_version_2_is_a_file_an_image(arrays, width, tmp_path):
-    made = {name: np.random.default_rng(0).normal(size=shape) for name, shape in arrays.items()}
+def test_version_2_is_a_file_an_image(arrays, shape, tmp_path):
+    made = {name: np.random.default_rng(0).normal(size=size) for name, size in arrays.items()}
     np.savez(tmp_path / "chest_1.npz", **made)
-    ((name, vector),) = read_precomputed(tmp_path)
-    assert (name, vector.shape) == ("chest_1", (width,))
-    last = list(made.values())[-1].reshape(-1, width)
-    np.testing.assert_allclose(vector, last.mean(0), atol=1e-6)
+    ((name, tokens),) = read_precomputed(tmp_path)
+    assert name == "chest_1"
+    np.testing.assert_allclose(tokens, list(made.values())[-1].reshape(shape), atol=1e-6)
 
 
 def test_parquet_is_read(tmp_path):
     table = pa.table({"image_id": ["a", "b"], "embedding": [[1.0, 2.0], [3.0, 4.0]]})
     pq.write_table(table, tmp_path / "x.parquet")
     assert [(name, vector.tolist()) for name, vector in read_precomputed(tmp_path)] == [
-        ("a", [1, 2]),
-        ("b", [3, 4]),
+        ("a", [[1, 2]]),
+        ("b", [[3, 4]]),
     ]
 
 
@@ -310,7 +310,7 @@ def damage(folder, what):
         ("other arrays", "has pixels; one of all_contrastive_img_emb"),
         ("no zip", "is no .npz file of arrays."),
         ("no parquet", "is no Parquet file with the columns image_id and embedding."),
-        ("mixed", "gives b 2 numbers, others before it 3: give embeddings of one kind."),
+        ("mixed", "gives b 1 x 2 numbers, others before it 1 x 3 numbers: give embeddings of one kind."),
     ],
 )
 def test_a_damaged_file_is_one_sentence(what, message, tmp_path):
@@ -356,10 +356,93 @@ def test_a_head_learns_what_the_vectors_tell_and_leaves_unknown_cells_aside(head
     labels[:200, 1] = False  # as for any unknown cell
     patients = np.repeat([f"p{k}" for k in range(100)], 4)
     names = np.array([f"i{k}" for k in range(400)])
-    train = Embeddings(names, patients, labels, unknown, vectors)
+    train = Embeddings(names, patients, labels, unknown, vectors[:, None])
     new = rng.normal(size=(300, 8)).astype(np.float32)
-    told = probe.HEADS[head](train, ["A", "B"], True, 0)(new)
+    told = probe.HEADS[head](train, ["A", "B"], True, 0)(new[:, None])
     assert ((told > 0) == (new[:, :2] > 0)).mean(axis=0).min() > 0.85
+
+
+# ----------------------------------------------------------------------------------------- prompts
+
+
+def save_tokenizer(folder):
+    words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"{letter}</w>" for letter in words[2:]]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+    tokenizer.save_pretrained(folder)
+    return vocabulary
+
+
+@pytest.fixture
+def tiny_clip(tmp_path):
+    folder = tmp_path / "clip"
+    torch.manual_seed(0)
+    save_clip(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def write_prompts(folder, **more):
+    content = {"findings": {"OPACITY": {"present": ["opac"], "absent": ["clear"]}}, **more}
+    (folder / "prompts.yaml").write_text(json.dumps(content))
+    return str(folder / "prompts.yaml")
+
+
+def test_prompts_give_the_models_own_logits(tiny_clip, tmp_path):
+    out, run = tmp_path / "out", tmp_path / "run"
+    embed.main(["--encoder", str(tiny_clip), *PHANTOM, "--output_dir", str(out)])
+    prompts = write_prompts(tmp_path)
+    probe.main(["--embeddings", str(out), "--zero_shot", prompts, "--output_dir", str(run)])
+    stored = read_predictions(run / "predictions_test.csv")
+    model = transformers.CLIPModel.from_pretrained(tiny_clip).eval()
+    tokens = transformers.AutoTokenizer.from_pretrained(tiny_clip)(
+        ["opac", "clear"], padding=True, return_tensors="pt"
+    )
+    encoder = load_encoder(str(tiny_clip))
+    rows = stored_rows(phantoms()["test"])
+    pixels = torch.stack([encoder.prepare(*open_row(row)) for row in rows])
+    with torch.no_grad():
+        own = model(**tokens, pixel_values=pixels).logits_per_image
+    expected = (own[:, 0] - own[:, 1]).numpy()
+    np.testing.assert_allclose(stored.logits[:, 1] - stored.logits[:, 0], expected, atol=1e-4)
+
+
+def test_the_best_of_an_images_tokens_counts():
+    texts = np.array([[[1.0, 0.0], [0.0, 1.0]]])
+    vectors = np.array([[[0.0, 2.0], [3.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]], np.float32)
+    np.testing.assert_allclose(ZeroShot(texts, 2.0, True)(vectors), [[0, 0], [0, -2]])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "has no findings, a mapping"),
+        ("{", "is no YAML"),
+        ("findings: {Mass: {present: [a], absent: [b]}}", "no prompts for OPACITY; it has Mass"),
+        ("findings: {OPACITY: {present: a}}", "needs lists present and absent of sentences"),
+    ],
+)
+def test_a_file_of_other_prompts_is_refused(content, message, tmp_path):
+    (tmp_path / "prompts.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / "prompts.yaml", ["OPACITY"])
+
+
+def test_prompts_need_a_text_tower(tmp_path):
+    save_vit(tmp_path)
+    prompts = read_prompts(write_prompts(tmp_path), ["OPACITY"])
+    with pytest.raises(ValueError, match="no text tower: prompts need an encoder with one."):
+        zero_shot(prompts, str(tmp_path), None, True)
+
+
+def test_stored_vectors_of_prompts_need_no_text_tower(tmp_path):
+    np.savez(tmp_path / "texts.npz", **{"0": np.array([3.0, 0]), "1": np.array([0, 4.0])})
+    prompts = read_prompts(write_prompts(tmp_path, vectors="texts.npz"), ["OPACITY"])
+    head = zero_shot(prompts, "elixr", None, True)
+    np.testing.assert_allclose(head.texts, [[[1, 0], [0, 1]]])
+    with pytest.raises(ValueError, match="the images have 3 numbers, the prompts 2"):
+        head(np.ones((1, 1, 3), np.float32))
 
 
 def test_patients_are_drawn_whole(embedded):
