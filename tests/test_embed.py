@@ -310,7 +310,7 @@ def damage(folder, what):
         ("other arrays", "has pixels; one of all_contrastive_img_emb"),
         ("no zip", "is no .npz file of arrays."),
         ("no parquet", "is no Parquet file with the columns image_id and embedding."),
-        ("mixed", "gives b 1 x 2 numbers, others before it 1 x 3 numbers: give embeddings of one kind."),
+        ("mixed", "gives b 1 x 2 numbers, others before it 1 x 3 numbers"),
     ],
 )
 def test_a_damaged_file_is_one_sentence(what, message, tmp_path):
