@@ -41,7 +41,7 @@ def test_auroc_against_the_number_of_patients(tmp_path, monkeypatch, capsys):
     found = efficiency.summarize(out)
     assert {n: len(values) for n, values in found["a"].items()} == {8: 4, 16: 4, 32: 4, 60: 1}
     assert found["a"][8].mean() < found["a"][60][0]
-    assert found["a"][60][0] > 0.9
+    assert found["a"][60][0] > 0.8
     assert 0.3 < found["b"][60][0] < 0.7
     assert (out / "efficiency.png").stat().st_size > 10_000
     lines = (out / "efficiency.md").read_text().splitlines()
