@@ -17,7 +17,7 @@ NEGATIVES = "jrzech"
 
 
 def list_images(folder: Path) -> pd.DataFrame:
-    """A row an image, with its path in the folder, label, patient, split, source (nih-PA or nih-AP), age and sex.
+    """A row an image: path in the folder, label, patient, split, source (nih-PA, ...), age, sex.
 
     Raises:
         OSError: split.csv cannot be read.
