@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from transformers.utils import cached_file
 
-from datasets_scripts import class_names, content_hashes, label_key, open_row
+from datasets_scripts import class_names, content_hashes, label_key, open_row, people_of
 from datasets_scripts.labels import is_negative
 from datasets_scripts.perturb import drop_columns
 from datasets_scripts.pixels import stored_rows
@@ -27,8 +28,10 @@ from training.inference import make_loader, predict, to_predictions
 
 SCHEMA = {
     *("image", "label", "labels", "unknown", "image_id", "patient_id"),
-    *("lung_mask", "boxes", "objects", "weight"),
+    *("lung_mask", "objects", "weight"),
 }
+
+NIH_NAME = re.compile(r"\d{8}_\d{3}")
 
 
 class Subject:
@@ -113,6 +116,17 @@ class Subject:
         inside = read_mask(mask, image).astype(np.uint16) * FULL_SCALE
         return self.processor.resize(inside, shape) > FULL_SCALE // 2
 
+    def boxes_of(self, objects: dict | None, target: int) -> list[list[float]]:
+        """What is boxed in an image, see `make_features`; of several labels, of one class alone."""
+        if objects is None:
+            return []
+        names = spelled_as(self.class_names, class_names(self.split))
+        return [
+            box
+            for box, category in zip(objects["bbox"], objects["category"])
+            if not self.pixels.multi_label or names[category] == self.class_names[target]
+        ]
+
     def explain(self, row: int, target: int) -> tuple[torch.Tensor, np.ndarray]:
         """`pixel_values` (1, C, H, W) and the heatmap (H, W) of one image for one class."""
         pixel_values = self.processor.normalize(np.asarray(self.pixels.pixels[[row]]))
@@ -120,27 +134,49 @@ class Subject:
         return pixel_values, self.model.grad_cam(pixel_values, target)[0].cpu().numpy()
 
 
-def refuse_trained_on(model_id: str, dataset: DatasetDict) -> None:
-    """Refuses images that are in the list of those that a converted model was trained on.
+def refuse_trained_on(model_id: str, dataset: DatasetDict, split: str) -> None:
+    """Refuses images of the patients that a converted model was trained on.
+
+    Those are the patients of its list's images in the set, and, where the set has patients of
+    ChestX-ray14, those whom that set's file names give: `00000001_000` is an image of patient 1.
 
     Args:
         model_id: a folder or Hub id.
-        dataset: the splits to validate on.
+        dataset: the whole set.
+        split: of the set, or "all".
 
     Raises:
-        ValueError: an image has the name, suffix aside, of one in the list.
+        ValueError: an image of the split has the name, suffix aside, of one in the model's list, or
+            is of a patient of such an image.
     """
-    found = _beside(model_id, TRAINED_ON)
+    found = beside(model_id, TRAINED_ON)
     if found is None:
         return
     trained = set(found.read_text().split())
-    names = [name for part in dataset.values() for name in part["image_id"]]
-    seen = [name for name in names if PurePosixPath(name).stem in trained]
+    by_name = {f"chestxray14/{int(name[:8])}" for name in trained if NIH_NAME.fullmatch(name)}
+    everyone = [image for part in dataset.values() for image in _images(part)]
+    patients = {patient for patient, name in everyone if PurePosixPath(name).stem in trained}
+    patients |= by_name
+    images = everyone if split == "all" else _images(dataset[split])
+    seen = [name for patient, name in images if patient in patients]
     if seen:
         raise ValueError(
-            f"{model_id} was trained on {len(seen)} of these {len(names)} images, as {seen[0]}; "
-            "validate it on others."
+            f"{model_id} was trained on patients of {len(seen)} of these {len(images)} images, as "
+            f"{seen[0]}; validate it on others."
         )
+
+
+def _images(part: Dataset) -> list[tuple[str, str]]:
+    """Patient and name of each image; a patient's group of people before the id, where known."""
+    people = {source: people_of(source) for source in set(part["source"])}
+    found = []
+    for source, patient, name in zip(part["source"], part["patient_id"], part["image_id"]):
+        group = people[source]
+        patient = patient.removeprefix(f"{group}/")  # as `merge` names patients
+        if group == "chestxray14" and patient.isdecimal():
+            patient = str(int(patient))
+        found.append((f"{group}/{patient}", name))
+    return found
 
 
 def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
@@ -154,7 +190,7 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
         parts: splits of a set, whole.
         name: what the set is called, see `training.data.summarize`.
     """
-    found = _beside(model_id, "dataset.json")
+    found = beside(model_id, "dataset.json")
     if found is None or not parts:
         return False
     known = json.loads(found.read_text())
@@ -165,7 +201,7 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
     return any(images_digest(content_hashes(part)) == trained for part in parts.values())
 
 
-def _beside(model_id: str, file: str) -> Path | None:
+def beside(model_id: str, file: str) -> Path | None:
     """A file of a model's folder or repository; None where it has none."""
     found = cached_file(
         model_id,
