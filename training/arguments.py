@@ -107,6 +107,13 @@ def add_dataset(add: Callable[..., argparse.Action]) -> None:
     )
 
 
+def add_operation(add: Callable[..., argparse.Action]) -> None:
+    """Adds the flags of `fit_operation`."""
+    add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
+    add("--target_sensitivity", type=float, default=0.95, help="for --threshold_rule sensitivity")
+    add("--abstain_share", type=float, default=0.1, help="of images left to a human reader")
+
+
 def settle_dataset(args: argparse.Namespace) -> None:
     """Puts the flags of `add_dataset` as `load_cxr_dataset` takes them: lists for several sets."""
     args.dataset_options = dict(args.dataset_options)
@@ -196,9 +203,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     add("--distill_temperature", type=float, default=2.0, help="softens teachers and student")
 
     add = parser.add_argument_group("operating point, fitted on validation").add_argument
-    add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
-    add("--target_sensitivity", type=float, default=0.95, help="for --threshold_rule sensitivity")
-    add("--abstain_share", type=float, default=0.1, help="of images left to a human reader")
+    add_operation(add)
     add("--operation_variant", choices=sorted(PERTURBATIONS), help="fit on images so altered")
 
     add = parser.add_argument_group("what is no chest X-ray").add_argument
