@@ -20,7 +20,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from datasets_scripts.boxes import fit_boxes
+from datasets_scripts.boxes import fit_boxes, stored_size
 from datasets_scripts.files import find_listed
 from datasets_scripts.label_policy import read_cells
 from datasets_scripts.schema import Source, assemble
@@ -251,7 +251,7 @@ def _find_boxes(folder: Path, files: dict[str, Path], rows: dict[str, dict]) -> 
     _check_known(boxes, rows, path)
     return {
         name: {
-            "bbox": fit_boxes(places, SIDE, files[name], path),
+            "bbox": fit_boxes(places, SIDE, stored_size(files[name]), files[name].name, path),
             "category": findings,
         }
         for name, (findings, places) in boxes.items()
