@@ -148,7 +148,7 @@ def drop_columns(split: Dataset, name: str) -> Dataset:
 
     That is masks and boxes where pixels move, and the original size of a new shape.
     """
-    gone = ("lung_mask", "boxes") if name in MOVES_PIXELS else ()
+    gone = ("lung_mask", "objects") if name in MOVES_PIXELS else ()
     gone += ("original_width", "original_height") if name in RESHAPES else ()
     return split.remove_columns([column for column in gone if column in split.features])
 

@@ -80,11 +80,11 @@ def measure_heatmap(
     return found
 
 
-def boxes_mask(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.ndarray:
-    """The inside of any box: bool (height, width).
+def boxes_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """The inside of any box, its edges rounded to whole pixels: bool (height, width).
 
     Args:
-        boxes: [x0, y0, x1, y1] each, in pixels, half-open.
+        boxes: [x, y, width, height] each, in pixels of the image.
         height: of the image, in pixels.
         width: likewise.
 
@@ -92,10 +92,13 @@ def boxes_mask(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.nd
         ValueError: a box that is empty or reaches out of the image.
     """
     mask = np.zeros((height, width), dtype=bool)
-    for x0, y0, x1, y1 in boxes:
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(f"box {[x0, y0, x1, y1]} does not fit an image {width} x {height}.")
-        mask[y0:y1, x0:x1] = True
+    for x, y, across, down in boxes:
+        left, top, right, bottom = np.rint([x, y, x + across, y + down]).astype(int).tolist()
+        inside = 0 <= left <= right <= width and 0 <= top <= bottom <= height
+        if not (inside and across > 0 and down > 0):
+            box = ", ".join(f"{side:g}" for side in (x, y, across, down))
+            raise ValueError(f"box [{box}] does not fit an image {width} x {height}.")
+        mask[top:bottom, left:right] = True
     return mask
 
 

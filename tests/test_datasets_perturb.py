@@ -35,7 +35,7 @@ def make_split(images, masks=None, sizes=None, ids=None):
     }
     if masks:
         columns["lung_mask"] = [None if mask is None else png(mask) for mask in masks]
-        columns["boxes"] = [[[1, 2, 3, 4]]] * count
+        columns["objects"] = [{"bbox": [[1, 2, 3, 4]], "category": [1]}] * count
     if sizes:
         columns["original_width"], columns["original_height"] = map(list, zip(*sizes))
     features = make_features(["a", "b"], optional=tuple(list(columns)[5:]))
@@ -241,7 +241,7 @@ def test_rows_and_columns_stay_but_what_no_longer_fits(name):
     split = make_split([NOISE] * 4, masks, [(200, 100), (200, 100), (None, 5), (100, 200)])
     result = drop_columns(select_rows(split, name), name)
     kept = [0, 3] if "lungs" in name else [0, 1, 3] if name == "padded" else [0, 1, 2, 3]
-    gone = ["lung_mask", "boxes"] if name in ("squashed", "padded", "lungs", "shift") else []
+    gone = ["lung_mask", "objects"] if name in ("squashed", "padded", "lungs", "shift") else []
     if name in ("squashed", "padded", "lungs"):
         gone += ["original_width", "original_height"]
     columns = [column for column in split.features if column not in gone]
