@@ -123,7 +123,7 @@ def decode_splits(
     splits = {}
     for name, split in dataset.items():
         split = perturb.select_rows(split, perturbation) if perturbation else split
-        cache_file = folder / f"{fingerprint(split, seen)}-{size}-{settings}.u16"
+        cache_file = folder / f"{fingerprint(split, seen)}-{size}-{settings}.pixels"
         decoded = read_pixels(
             split, read, size, cache_file, max_unreadable=max_unreadable, desc=name
         )
