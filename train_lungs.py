@@ -101,14 +101,14 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "--hidden_sizes",
         type=int,
         nargs="+",
-        default=[16, 32, 64, 128, 160],
+        default=[8, 16, 32, 64, 96],
         help="channels of the stages, each of which halves the sides",
     )
 
     # Adults of other hospitals are the goal, and no image of theirs is learned from: so grey values
     # and proportions vary more than they do in a classifier's training.
     add = parser.add_argument_group("recipe").add_argument
-    add("--num_train_epochs", type=int, default=8, help="passes over the training split")
+    add("--num_train_epochs", type=int, default=6, help="passes over the training split")
     add("--per_device_train_batch_size", type=int, default=32, help="images")
     add("--per_device_eval_batch_size", type=int, default=64, help="images")
     add("--learning_rate", type=float, default=3e-3, help="peak, after warm-up")

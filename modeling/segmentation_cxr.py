@@ -36,7 +36,7 @@ class CxrLungSegmenterConfig(PretrainedConfig):
         self,
         image_size: int = 128,
         num_channels: int = 1,
-        hidden_sizes: Sequence[int] = (16, 32, 64, 128, 160),
+        hidden_sizes: Sequence[int] = (8, 16, 32, 64, 96),
         **kwargs: Any,
     ) -> None:
         if num_channels not in (1, 3):
