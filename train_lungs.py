@@ -350,7 +350,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             for name in (name for name in ("validation", "test") if name in logits):
                 rows = measure_segmentation(logits[name], dataset[name], processor, name)
                 write_segmentation(output_dir / f"segmentation_{name}.csv", rows)
-                metrics[name] = summarize_segmentation(rows, seed=args.seed)
+                metrics[name] = summarize_segmentation(rows)
             save_half(final, output_dir)
             processor.save_pretrained(output_dir)
             with open(output_dir / "history.csv", "w", newline="") as file:
