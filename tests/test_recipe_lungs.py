@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+
 from evaluation.segmentation import (
     COLUMNS,
     read_segmentation,
     summarize_segmentation,
     write_segmentation,
 )
+from recipes.lungs import heat
 from recipes.lungs.results import SETS, write_results
 
 
@@ -46,3 +49,28 @@ def test_page_and_card_are_those_of_the_tables(tmp_path):
         assert SETS[name][0] in page and f"{mean:.3f} [" in page
     assert "0.912, against 0.934" in page
     assert SETS["openist"][0] in card and "0.800 [" in card
+
+
+def heat_table(path, rows):
+    lines = [",".join(heat.COLUMNS)]
+    lines += [f"{k}.png,{k},{','.join(map(str, row))}" for k, row in enumerate(rows)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_share_that_tells_errors_has_an_auroc_of_one_and_images_without_lungs_do_not_count(
+    tmp_path,
+):
+    rows = [(0, 1.0 + k, 0.8 + k / 100, 0.3) for k in range(10)]  # right, with their heat inside
+    rows += [(1, 1.5 + k, 0.2 + k / 100, 0.3) for k in range(5)]  # wrong, with it outside
+    rows += [(1, 0.1, "", "")]
+    for name in heat.SETS:
+        heat_table(tmp_path / f"{name}.csv", rows)
+    heat.report(tmp_path)
+    found = json.loads((tmp_path / "heat.json").read_text())["heat_openist"]
+    assert (found["n"], found["errors"], found["without"]) == (15, 5, 1)
+    assert found["heat_in_lungs_auroc"]["value"] == found["gain_auroc"]["value"] == 1
+    # of 50 pairs of a wrong and a right decision, the wrong one is the less certain in 9 + ... + 5
+    assert found["certainty_auroc"]["value"] == 35 / 50
+    assert found["lung_area"]["value"] == pytest.approx(0.3)
+    page = (tmp_path / "heat.md").read_text()
+    assert "| OpenIST" in page and "1.000" in page
