@@ -48,6 +48,7 @@ def test_page_and_card_are_those_of_the_tables(tmp_path):
         assert abs(found[name]["whole"]["dice"]["value"] - mean) < 1e-9
         assert SETS[name][0] in page and f"{mean:.3f} [" in page
     assert "0.912, against 0.934" in page
+    assert "V7 Labs" in card and "CC BY 4.0" in card
     assert SETS["openist"][0] in card and "0.800 [" in card
 
 

@@ -17,7 +17,7 @@ EVIDENCE = "evidence.json"
 def write_lung_card(run_dir: str | Path, repo_id: str) -> Path:
     """Write `run_dir/README.md` from the run's config, training_args, metrics and dataset .json.
 
-    Optional is evidence.json, a list of `{"name", "note", "metrics"}`: the segmenter on other
+    Optional are `masks` in dataset.json, who drew them and under what licence, and evidence.json, a list of `{"name", "note", "metrics"}`: the segmenter on other
     images, `metrics` as `evaluation.segmentation.summarize_segmentation` gives them.
 
     Args:
@@ -77,6 +77,7 @@ def write_lung_card(run_dir: str | Path, repo_id: str) -> Path:
         _usage(repo_id),
         "## Data",
         source_of_data(facts),
+        f"Lung masks: {escape(dataset['masks'])}" if dataset.get("masks") else "",
         table(["Split", "Images with masks", "Patients"], counts),
         "## Limitations",
         f"{items(facts.get('limits'))}"

@@ -26,10 +26,14 @@ SETS = {
         "reach a Dice of 1, so the half with the patient's right lung is the one to read.",
     ),
 }
+MASKS = (
+    "V7 Labs, COVID-19 X-ray data set, human-drawn annotations under CC BY 4.0, matched to the "
+    "images' file names by size and shape."
+)
 
 
 def write_results(results: Path, model: Path) -> None:
-    """Writes metrics.json and lungs.md from the tables, and the evidence on the model's card.
+    """Writes metrics.json and lungs.md from the tables, and evidence and licence on the model's card.
 
     Args:
         results: folder with a table for each of `SETS`.
@@ -65,6 +69,8 @@ network's size.
         if not name.startswith("kermany")
     ]
     write_text(model / EVIDENCE, json.dumps(evidence, indent=2) + "\n")
+    dataset = read_json(model / "dataset.json", ("splits",)) | {"masks": MASKS}
+    write_text(model / "dataset.json", json.dumps(dataset, indent=2) + "\n")
     write_lung_card(model, card_id(model))
 
 
