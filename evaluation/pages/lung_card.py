@@ -17,8 +17,9 @@ EVIDENCE = "evidence.json"
 def write_lung_card(run_dir: str | Path, repo_id: str) -> Path:
     """Write `run_dir/README.md` from the run's config, training_args, metrics and dataset .json.
 
-    Optional are `masks` in dataset.json, who drew them and under what licence, and evidence.json, a list of `{"name", "note", "metrics"}`: the segmenter on other
-    images, `metrics` as `evaluation.segmentation.summarize_segmentation` gives them.
+    Optional are `masks` in dataset.json, who drew them and under what licence, and evidence.json, a
+    list of `{"name", "note", "metrics"}`: the segmenter on other images, `metrics` as
+    `evaluation.segmentation.summarize_segmentation` gives them.
 
     Args:
         run_dir: the model folder.

@@ -33,7 +33,7 @@ MASKS = (
 
 
 def write_results(results: Path, model: Path) -> None:
-    """Writes metrics.json and lungs.md from the tables, and evidence and licence on the model's card.
+    """Writes metrics.json and lungs.md from the tables, and completes the model's card.
 
     Args:
         results: folder with a table for each of `SETS`.
