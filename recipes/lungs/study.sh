@@ -23,3 +23,15 @@ done
 "$bin/python" -m recipes.lungs.measure $model $results/openist.csv \
     --dataset "$data/external/manifest.csv" --dataset_options "where=file=^openist/"
 "$bin/python" -m recipes.lungs.results $results $model
+
+# Where a classifier's heat lies, and whether that tells its errors; no test image of Kermany's.
+heat() { # NAME FLAGS...
+    "$bin/python" -m recipes.lungs.heat measure checkpoints/cxr-densenet121 $model \
+        $results/heat_$1.csv --dataset "${@:2}"
+}
+heat validation "$data/chest_xray" --split validation
+heat shift "$data/chest_xray" --split validation --variant shift
+for set in actualmed covid_cxnet openist; do
+    heat $set "$data/external/manifest.csv" --dataset_options "where=file=^$set/"
+done
+"$bin/python" -m recipes.lungs.heat report $results
