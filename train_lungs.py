@@ -302,7 +302,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             name: predict(evaluated, loaders[name], processor, accelerator)
             for name in ("validation", "shifted")
         }
-        masks = torch.from_numpy(splits["validation"].masks / FULL_SCALE).float()
+        masks = torch.from_numpy(splits["validation"].masks[:] / FULL_SCALE).float()
         row = {
             "epoch": epoch + 1,
             "train_loss": progress["loss_sum"] / progress["batch"],

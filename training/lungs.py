@@ -41,7 +41,7 @@ class MaskedPixels(PixelDataset):
 
     def masks_digest(self) -> str:
         """A hash of the masks in their order."""
-        return hashlib.sha256(self.masks).hexdigest()
+        return hashlib.sha256(self.masks[:]).hexdigest()
 
 
 def decode_masked(
@@ -84,7 +84,7 @@ def decode_masked(
     masks = {}
     for name, split in dataset.items():
         split = with_masks(split, name)
-        file = folder / f"{fingerprint(split, ('image', 'lung_mask'))}-{size}-{digest}.lungs.u16"
+        file = folder / f"{fingerprint(split, ('image', 'lung_mask'))}-{size}-{digest}.lungs.pixels"
         decoded = read_pixels(
             split, read, size, file, max_unreadable=max_unreadable, desc=f"lungs of {name}"
         )
