@@ -286,7 +286,7 @@ def test_a_new_family_is_one_file(grown, run_python):
     args = ["-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__), "-k", chosen]
     result = run_python(args, cwd=grown, env={"PYTHONPATH": grown})
     assert result.returncode == 0, result.stdout
-    assert "3 passed" in result.stdout
+    assert "4 passed" in result.stdout
 
 
 def test_a_model_of_another_task_is_no_classifier(grown, run_python):
