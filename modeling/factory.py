@@ -119,6 +119,11 @@ def _refuse_file(name: str) -> None:
             f"{name} is a file, not the folder of a model; convert a CheXNet checkpoint first: "
             f"python -m modeling.convert chexnet {name} OUT, and give OUT."
         )
+    if name.startswith("xrv:"):
+        raise ValueError(
+            f"{name} is TorchXRayVision's; convert it first: python -m modeling.convert xrv "
+            f"{name.removeprefix('xrv:')} OUT, and give OUT."
+        )
 
 
 @contextmanager
