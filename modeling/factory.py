@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .configuration_cxr import FITTED, CxrConfig, spelled_alike
 from .image_processing_cxr import CxrImageProcessor
-from .modeling_cxr import REGISTRY, CxrClassifier, CxrPreTrainedModel
+from .modeling_cxr import PRESETS, REGISTRY, CxrClassifier, CxrPreTrainedModel
 from .pretrained import first_line, load_imagenet
 from .segmentation_cxr import CxrLungSegmenter
 
@@ -25,7 +25,7 @@ for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
     if _module.name.endswith("_cxr"):
         importlib.import_module(f".{_module.name}", __package__)
 # Here and not in `register`, which travels: one saved folder's code would load another's weights.
-for _model in REGISTRY.values():
+for _model in dict.fromkeys(REGISTRY.values()):  # a family may have several names
     AutoConfig.register(_model.config_class.model_type, _model.config_class)
     getattr(transformers, _model.auto_model).register(_model.config_class, _model)
 
@@ -79,7 +79,7 @@ def create_model(
         )
     config_class = families[name].config_class
     _check_options(config_class, options)
-    config = config_class(**options)
+    config = config_class(**PRESETS[name] | options)
     model = families[name](config)
     statistics = load_imagenet(model, pretrained) if pretrained else {}
     return model, CxrImageProcessor(config.image_size, config.num_channels, **statistics)

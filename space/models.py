@@ -35,6 +35,7 @@ class Classifier:
     Attributes:
         classes: their names, in the model's order.
         finding: class 1 of two exclusive ones, what such a model looks for; None for other models.
+        methods: of heatmaps that it has.
         version: name, @, and the first 12 hex digits of the SHA-256 of configuration, preprocessing
             and weights, as in `predict.py`'s table.
 
@@ -80,16 +81,17 @@ class Classifier:
                 problem = "cannot be loaded"
             reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
             raise ValueError(f"MODEL_ID {model_id!r} {problem}: {reason}.") from error
-        if not (hasattr(self.model, "assess") and hasattr(self.processor, "sandbox")):
+        if not (hasattr(self.model, "heatmap_methods") and hasattr(self.processor, "sandbox")):
             raise ValueError(
                 f"MODEL_ID {model_id!r} is not one of this project's chest X-ray models, or one "
-                "saved before they could assess an image; save it again."
+                "saved by an earlier version; save it again."
             )
         self.model.eval()
         self.config = self.model.config
         self.classes = [self.config.id2label[index] for index in range(self.config.num_labels)]
         binary = len(self.classes) == 2 and not self.config.is_multi_label
         self.finding = self.classes[1] if binary else None
+        self.methods = self.model.heatmap_methods
         content = b"".join((self._folder / file).read_bytes() for file in MODEL_FILES)
         digest = hashlib.sha256(content).hexdigest()[:12]
         self.version = f"{self.name}@{digest}"
