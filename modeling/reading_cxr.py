@@ -17,6 +17,7 @@ from .image_cxr import (
     MAX_JPEG_PARTS,
     MAX_JPEG_SEGMENTS,
     MAX_PIXELS,
+    MAX_TIFF_PARTS,
     CxrImage,
     check_file_size,
     check_shape,
@@ -172,7 +173,10 @@ def _from_file(content: bytes, name: str) -> CxrImage:
             f"Exif data, or {MAX_JPEG_SEGMENTS} of all kinds, takes too long to read."
         )
     if is_slow_tiff(content):
-        raise ValueError(f"{name}: a TIFF tag of over {MAX_FRACTIONS} fractions is not read.")
+        raise ValueError(
+            f"{name}: a TIFF file of over {MAX_TIFF_PARTS:,} strips or tiles, or a tag of over "
+            f"{MAX_FRACTIONS:,} fractions, takes too long to read."
+        )
     with _decoding(name):
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
         # a telephone's JPEG (MPO) holds previews of the same picture
