@@ -49,15 +49,16 @@ class CxrImage(NamedTuple):
         return height * shape[0] / whole_height, width * shape[1] / whole_width
 
 
-def check_shape(size: tuple[int, int], name: str) -> None:
+def check_shape(size: tuple[int, int], name: str, max_pixels: int = MAX_PIXELS) -> None:
     """Refuses what is too small or too large.
 
     Args:
         size: width and height.
         name: what the error calls the image.
+        max_pixels: in all.
 
     Raises:
-        ValueError: under 32 pixels a side, one 20 times the other, over 64 million pixels in all.
+        ValueError: under 32 pixels a side, one 20 times the other, over `max_pixels` in all.
     """
     width, height = size
     if min(width, height) < MIN_SIDE:
@@ -70,9 +71,9 @@ def check_shape(size: tuple[int, int], name: str) -> None:
             f"{name}: {width} x {height} pixels is too narrow for a chest X-ray; "
             f"the longer side is at most {MAX_RATIO} times the other."
         )
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ValueError(
-            f"{name}: {width} x {height} pixels is too large; the most is {MAX_PIXELS:,} in all."
+            f"{name}: {width} x {height} pixels is too large; the most is {max_pixels:,} in all."
         )
 
 

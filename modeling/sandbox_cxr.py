@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections import defaultdict
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from .reading_cxr import open_image, read_file
 
 WAITING = 6  # times a reader's seconds of a core it may take on a clock, where cores are busy
 GRACE = 5.0  # seconds more until a child that does not end is given up
-HEAD = struct.Struct("!?dQBQ")  # of a job: `correct`, its limits, and the file's length
+HEAD = struct.Struct("!?dQQQ")  # of a job: `correct`, limits, the file's length
 MAX_HEAD = 2**20  # bytes of the answer before its pixels
 # Settings that a library may need to be found and started; all others, like tokens, stay outside.
 KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
@@ -54,11 +55,13 @@ class Limits(NamedTuple):
         memory: bytes of address space, the decoders' own 150 MB and the file's included. Reading 64
             million grey pixels takes 0.6 GB, in JPEG 2000 0.75; of colour, WebP and JPEG 2000 of
             that size take more, and are refused.
+        pixels: see `open_image`.
         niceness: 0 to 19; the higher, the more a reader leaves the cores to others.
     """
 
     seconds: float = 10.0
     memory: int = 2**30
+    pixels: int = MAX_PIXELS
     niceness: int = 0
 
 
@@ -92,7 +95,7 @@ class Sandbox:
     def __init__(self, correct: bool = True, limits: Limits = USUAL) -> None:
         self.correct, self.limits = correct, limits
         self._lock = threading.Lock()
-        self._idle: list[socket.socket] = []
+        self._idle: dict[int, list[socket.socket]] = defaultdict(list)  # by their niceness
         self._start()
 
     def open(self, file: bytes | str | os.PathLike, limits: Limits | None = None) -> CxrImage:
@@ -116,8 +119,7 @@ class Sandbox:
             raise ValueError(f"{os.fspath(file)}{text}" if text != str(error) else text) from None
 
     def _open(self, content: bytes, limits: Limits) -> CxrImage:
-        head = HEAD.pack(self.correct, *limits, len(content))
-        reader = self._take(head, WAITING * limits.seconds + GRACE)
+        reader = self._take(limits, len(content))
         try:
             reader.sendall(content)
             with reader.makefile("rb") as file:
@@ -129,10 +131,7 @@ class Sandbox:
         except OSError:  # the connection ended
             reader.close()
             raise ValueError("the image: damaged image file (its decoder ended).") from None
-        if limits.niceness:  # it cannot take it back
-            reader.close()
-        else:
-            self._idle.append(reader)
+        self._idle[limits.niceness].append(reader)
         if isinstance(image, str):
             raise ValueError(image)
         return image
@@ -140,36 +139,36 @@ class Sandbox:
     def close(self) -> None:
         """Ends the processes; `open` starts others."""
         self._control.close()
-        while self._idle:
-            self._idle.pop().close()
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
         self._process.wait()
 
-    def _take(self, head: bytes, seconds: float) -> socket.socket:
+    def _take(self, limits: Limits, length: int) -> socket.socket:
         """A connection to a process that reads nothing else, and has the head of its job."""
-        while self._idle:
-            reader = self._idle.pop()
-            reader.settimeout(seconds)
+        idle = self._idle[limits.niceness]
+        head = HEAD.pack(self.correct, limits.seconds, limits.memory, limits.pixels, length)
+        while True:
+            old = bool(idle)
+            reader = idle.pop() if old else self._fork(limits.niceness)
+            reader.settimeout(WAITING * limits.seconds + GRACE)
             with contextlib.suppress(OSError):
                 reader.sendall(head)
                 if reader.recv(1):
                     return reader
+            if not old:
+                return reader  # whoever sends the file is told
             reader.close()  # it was killed
-        reader = self._fork()
-        reader.settimeout(seconds)
-        with contextlib.suppress(OSError):  # whoever sends the file is told
-            reader.sendall(head)
-            reader.recv(1)
-        return reader
 
-    def _fork(self) -> socket.socket:
+    def _fork(self, niceness: int) -> socket.socket:
         ours, theirs = socket.socketpair()
         with self._lock, theirs:
             try:
-                socket.send_fds(self._control, [b"j"], [theirs.fileno()])
+                socket.send_fds(self._control, [bytes([niceness])], [theirs.fileno()])
             except OSError:
                 self.close()
                 self._start()
-                socket.send_fds(self._control, [b"j"], [theirs.fileno()])
+                socket.send_fds(self._control, [bytes([niceness])], [theirs.fileno()])
         return ours
 
     def _start(self) -> None:
@@ -248,6 +247,7 @@ def serve() -> None:
                 for other, (_, connection) in readers.items():
                     os.close(other)
                     os.close(connection)
+                os.nice(message[0])
                 _read_all(jobs[0])
                 os._exit(0)
             os.close(held)
@@ -275,7 +275,6 @@ def _read_all(connection: int) -> None:
 def _limit(limits: Limits) -> None:
     import resource  # not on Windows, where this file is imported, too
 
-    os.nice(limits.niceness)
     for none in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(none, (0, 0))
     if sys.platform == "linux":
@@ -293,10 +292,11 @@ def _read(file: BinaryIO, job: socket.socket) -> bool:
         return False
     job.sendall(b"r")
     correct, *limits, length = HEAD.unpack(start)
-    _limit(Limits(*limits))
+    limits = Limits(*limits)
+    _limit(limits)
     pixels, more = b"", True
     try:
-        image = open_image(_exactly(file, length), correct)
+        image = open_image(_exactly(file, length), correct, limits.pixels)
         pixels = np.ascontiguousarray(image.pixels)
         head = image._asdict() | {"pixels": None, "shape": pixels.shape}
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import threading
 import time
 
@@ -22,9 +21,20 @@ def connect(served, address):
     return httpx.Client(base_url=f"{served.url}gradio_api/", timeout=60, headers=headers)
 
 
+def crowding():
+    """How many times as long as alone a program takes, because of others on this machine."""
+    began, used = time.monotonic(), time.process_time()
+    while time.process_time() < used + 0.2:
+        pass
+    return (time.monotonic() - began) / (time.process_time() - used)
+
+
 @contextlib.contextmanager
-def unnoticed(served, question, most_memory=MOST_MEMORY):
-    """Checks that what is done meanwhile ends in time, takes no memory and keeps nobody waiting."""
+def unnoticed(served, question, most_memory=MOST_MEMORY, most_time=MOST_TIME):
+    """Checks that what is done meanwhile ends in time, takes no memory and keeps nobody waiting.
+
+    Where other programs keep the cores busy before it begins, times may be that much longer.
+    """
     waits, answers, memory, ended = [], set(), [], threading.Event()
     server = psutil.Process(served.process.pid)
 
@@ -52,7 +62,7 @@ def unnoticed(served, question, most_memory=MOST_MEMORY):
 
     with connect(served, VISITOR) as http:
         assert space_load.ask(http, question) == "right"
-    before = measure()
+    before, longer = measure(), crowding()
     threads = [threading.Thread(target=one) for one in (weigh, visit)]
     for thread in threads:
         thread.start()
@@ -65,12 +75,10 @@ def unnoticed(served, question, most_memory=MOST_MEMORY):
         for thread in threads:
             thread.join()
     grown = max(memory, default=before) - before
-    # Where other programs keep the cores busy, all takes longer.
-    busy = max(1, os.getloadavg()[0] / os.cpu_count())
-    print(f"took {took:.1f} s, {grown:.0f} MB; others waited {max(waits):.2f} s; load {busy:.1f}")
+    print(f"took {took:.1f} s, {grown:.0f} MB; others waited {max(waits):.2f} s, x {longer:.1f}")
     assert answers == {"right"}
-    assert max(waits) < MOST_WAIT * busy
-    assert took < MOST_TIME * busy
+    assert max(waits) < MOST_WAIT * longer
+    assert took < most_time * longer
     assert grown < most_memory
 
 
