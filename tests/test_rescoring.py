@@ -119,7 +119,9 @@ def test_what_cannot_be_joined_is_refused(join, scores, table, sentence):
     assert str(caught.value).endswith(".")
 
 
-@pytest.mark.parametrize("content", [b"id,prediction\na,1\n", gzip.compress(b"id,a\n" * 99, mtime=0)[:-9]])
+@pytest.mark.parametrize(
+    "content", [b"id,prediction\na,1\n", gzip.compress(b"id,a\n" * 99, mtime=0)[:-9]]
+)
 def test_a_file_that_is_not_whole_is_refused(tmp_path, content):
     (tmp_path / "table.csv").write_text(CLASSES)
     (tmp_path / "scores.csv.gz").write_bytes(content)

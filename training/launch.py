@@ -7,7 +7,10 @@ import os
 from accelerate import Accelerator, DataLoaderConfiguration
 
 logger = logging.getLogger(__name__)
-OWN_LOGGERS = ("train", "validate", "training", "datasets_scripts", "evaluation", "modeling")
+OWN_LOGGERS = (
+    *("train", "validate", "embed", "probe"),
+    *("training", "datasets_scripts", "evaluation", "modeling"),
+)
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:

@@ -1,0 +1,1 @@
+"""The parts of embed.py and probe.py."""
