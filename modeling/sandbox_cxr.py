@@ -139,7 +139,7 @@ class Sandbox:
     def close(self) -> None:
         """Ends the processes; `open` starts others."""
         self._control.close()
-        for idle in self._idle.values():
+        for idle in list(self._idle.values()):
             while idle:
                 idle.pop().close()
         self._process.wait()
