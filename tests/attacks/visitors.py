@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -21,12 +24,19 @@ def connect(served, address):
     return httpx.Client(base_url=f"{served.url}gradio_api/", timeout=60, headers=headers)
 
 
+SPIN = """
+import time
+while time.process_time() < 0.5:
+    pass
+print((time.monotonic() - {began}) / 0.5)
+"""
+
+
 def crowding():
-    """How many times as long as alone a program takes, because of others on this machine."""
-    began, used = time.monotonic(), time.process_time()
-    while time.process_time() < used + 0.2:
-        pass
-    return (time.monotonic() - began) / (time.process_time() - used)
+    """How many times as long as alone programs on all cores take, because of others."""
+    command = [sys.executable, "-S", "-c", SPIN.format(began=time.monotonic())]
+    programs = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(os.cpu_count())]
+    return max(float(program.communicate()[0]) for program in programs)
 
 
 @contextlib.contextmanager
