@@ -28,7 +28,7 @@ from PIL import Image
 from .image_cxr import MAX_PIXELS, CxrImage
 from .reading_cxr import open_image, read_file
 
-WAITING = 6  # times a reader's seconds of a core it may take on a clock, where cores are busy
+WAITING = 10  # times a reader's seconds of a core it may take on a clock, where cores are busy
 GRACE = 5.0  # seconds more until a child that does not end is given up
 HEAD = struct.Struct("!?dQQQ")  # of a job: `correct`, limits, the file's length
 MAX_HEAD = 2**20  # bytes of the answer before its pixels
@@ -50,7 +50,7 @@ class Limits(NamedTuple):
     """What reading a file may take.
 
     Attributes:
-        seconds: of a core; on a clock, six times as many. Of 64 million pixels, the slowest to read
+        seconds: of a core; on a clock, ten times as many. Of 64 million pixels, the slowest to read
             take half of the ten.
         memory: bytes of address space, the decoders' own 150 MB and the file's included. Reading 64
             million grey pixels takes 0.6 GB, in JPEG 2000 0.75; of colour, WebP and JPEG 2000 of
