@@ -18,6 +18,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -30,6 +31,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+HERE = Path(__file__).parent
 API = "/gradio_api"
 ON_SPACES = "SPACE_ID" in os.environ
 
@@ -236,9 +238,12 @@ class Doors:
 
 
 def log_fault(error: Exception) -> None:
-    """Logs where an error arose beyond this file, and of what kind; its words may name uploads."""
+    """Logs where an error arose, and of what kind; its words may name uploads.
+
+    What passed it on, on the way into Gradio, is left out.
+    """
     trace = error.__traceback__
-    while trace and trace.tb_frame.f_code.co_filename == __file__:
+    while trace.tb_next and Path(trace.tb_frame.f_code.co_filename).parent == HERE:
         trace = trace.tb_next
     traceback.print_tb(trace)
     print(type(error).__name__, file=sys.stderr)

@@ -49,7 +49,7 @@ class Page(gr.Blocks):
         except InvalidPathError:  # of the page as it was before a restart, or made up
             problem = "The upload is not on this server any more; repeat it."
         except Exception as error:
-            log_fault(error.with_traceback(error.__traceback__.tb_next))
+            log_fault(error)
             problem = "This could not be answered; check what is sent, or try again later."
         raise gr.Error(problem, print_exception=False)
 
