@@ -217,7 +217,20 @@ def _exposure(sample: Sample) -> np.ndarray:
 
 
 def _shift(sample: Sample) -> np.ndarray:
-    pixels, rng = _exposure(sample), sample.rng
+    return _move(_exposure(sample), sample.rng)
+
+
+def shift_lungs(sample: Sample) -> np.ndarray:
+    """The lungs of an image moved as "shift" moves its pixels: bool (h, w).
+
+    The sample is one that nothing was drawn for yet.
+    """
+    sample.rng.uniform(size=2)  # what the exposure draws
+    return _move(sample.lungs.astype(np.uint16) * FULL_SCALE, sample.rng) > FULL_SCALE // 2
+
+
+def _move(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random crop, rotation and blur."""
     height, width = pixels.shape
     scale = 1 - rng.uniform(0, ZOOM)
     angle = math.radians(rng.uniform(-ROTATION, ROTATION))

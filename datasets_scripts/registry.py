@@ -17,6 +17,8 @@ from datasets import Dataset, DatasetDict
 import datasets_scripts
 from datasets_scripts.merge import merge
 from datasets_scripts.schema import Source, assemble, check_usable
+from datasets_scripts.xrv import is_xrv
+from datasets_scripts.xrv import load as load_xrv
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +120,7 @@ def _owner(place: Path) -> str | None:
 
 
 def load_cxr_dataset(
-    source: str | Sequence[str],
+    source: str | Sequence[str] | Any,
     path: str | Path | None | Sequence[str | Path | None] = None,
     **options: Any,
 ) -> DatasetDict:
@@ -130,7 +132,7 @@ def load_cxr_dataset(
 
     Args:
         source: one of `sources()`, or itself a path or Hub id, which is then recognised; or a list
-            of these.
+            of these; or a data set of TorchXRayVision, see `xrv`.
         path: what the source reads; None for one that takes none. Of several sources a list, or
             None where none has a path beside it.
         **options: see `source_options`. Of several sources, an option goes to each that takes it,
@@ -141,6 +143,14 @@ def load_cxr_dataset(
             finding that is known of no image.
         OSError: a path that is not there, or a Hub that is not reached.
     """
+    if is_xrv(source):
+        name = type(source).__name__
+        if path is not None:
+            raise ValueError(f"{name} is a data set already and takes no path, but got {path}.")
+        if odd := sorted(set(options) - set(_options(assemble))):
+            known = ", ".join(_options(assemble))
+            raise ValueError(f"unknown option {odd[0]!r} of dataset {name}: it takes {known}.")
+        return check_usable(load_xrv(source, **options), name)
     if isinstance(source, str | Path):
         source, path = recognise(str(source), path)
         return check_usable(_load(source, path, options), str(path or source))

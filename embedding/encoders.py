@@ -114,7 +114,7 @@ def _own(name: str) -> Encoder:
     model, processor = load_model(name)
 
     def prepare(image: CxrImage, shape: Shape) -> torch.Tensor:
-        return processor.normalize(processor.resize(image.pixels, shape)[None])[0]
+        return processor.normalize(processor.prepare(image.pixels, shape)[None])[0]
 
     pooling = "features before the head"
     return Encoder(name, _commit(*split_commit(name)), pooling, model, prepare, model.embed)

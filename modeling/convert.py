@@ -1,10 +1,15 @@
 """Published checkpoints of other projects, as models of this one.
 
     python -m modeling.convert chexnet model.pth.tar runs/chexnet --trained_on train_list.txt
+    python -m modeling.convert xrv densenet121-res224-all runs/xrv
 
 CheXNet (Rajpurkar et al. 2017, arXiv 1711.05225) is a DenseNet-121 with 14 findings; its weights
 were never published, but those of re-implementations are: github.com/arnoweng/CheXNet,
 github.com/zoogzog/chexnet, github.com/jrzech/reproduce-chexnet.
+
+TorchXRayVision (Cohen et al. 2022, arXiv 2111.00595) has DenseNet-121s of several sets. Its package
+downloads them and unpickles what it downloads, which can run code: that is its own doing and your
+trust in it, as nothing here unpickles.
 """
 
 import argparse
@@ -14,6 +19,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +27,9 @@ from .configuration_cxr import PROBLEM_TYPES
 from .densenet_cxr import CxrDenseNetConfig, CxrDenseNetForImageClassification
 from .image_processing_cxr import CxrImageProcessor
 from .pretrained import read_weights
+
+if TYPE_CHECKING:
+    import torchxrayvision
 
 # In the order of the outputs: that of the paper, which all three projects keep.
 CHEXNET_FINDINGS = (
@@ -57,8 +66,7 @@ def convert_chexnet(
         OSError: a file cannot be read or written.
     """
     checkpoint, output = Path(checkpoint), Path(output)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty; name another folder, or remove it.")
+    _refuse_content(output)
     names = sorted({name for file in trained_on for name in read_image_list(Path(file))})
     config = CxrDenseNetConfig(
         num_channels=3,
@@ -89,6 +97,69 @@ def convert_chexnet(
     processor.save_pretrained(output)
     if names:
         (output / TRAINED_ON).write_text("".join(f"{name}\n" for name in names))
+
+
+def convert_xrv(network: "torchxrayvision.models.DenseNet", output: str | Path) -> None:
+    """Writes the folder of a model whose probabilities are those of a TorchXRayVision DenseNet.
+
+    Its outputs without a name or an operating point were not trained and are left out. What it
+    answers is scaled so that each operating point is 0.5: that becomes the calibration, and 0.5 the
+    thresholds. The processor gives it what the package's images are: the square of the centre, one
+    channel, from -1024 to 1024.
+
+    Args:
+        network: with `targets` and `op_threshs`.
+        output: the folder to make.
+
+    Raises:
+        ValueError: a network without operating points, or a folder with content.
+        OSError: a file cannot be written.
+    """
+    output = Path(output)
+    _refuse_content(output)
+    weights = dict(network.state_dict())
+    points = weights.pop("op_threshs", None)
+    if points is None:
+        raise ValueError("the network has no operating points; take one with weights.")
+    trained = [k for k, name in enumerate(network.targets) if name and not torch.isnan(points[k])]
+    for key in ("classifier.weight", "classifier.bias"):
+        weights[key] = weights[key][trained]
+    config = CxrDenseNetConfig(
+        num_channels=1,
+        id2label={k: network.targets[index] for k, index in enumerate(trained)},
+        problem_type=PROBLEM_TYPES[1],
+        calibration={"method": "operating_point", "threshold": points[trained].tolist()},
+        thresholds=[0.5] * len(trained),
+    )
+    model = CxrDenseNetForImageClassification(config)
+    model.network.load_state_dict(weights)
+    processor = CxrImageProcessor(224, 1, [0.5], [1 / 2048], geometry="crop", correct=False)
+    model.eval().save_pretrained(output)
+    processor.save_pretrained(output)
+
+
+def load_xrv(name: str) -> "torchxrayvision.models.DenseNet":
+    """A DenseNet by TorchXRayVision's name, downloaded and unpickled by that package.
+
+    Raises:
+        ValueError: it knows no such DenseNet.
+        ImportError: the package is not installed.
+    """
+    try:
+        from torchxrayvision.models import DenseNet, model_urls
+    except ImportError as error:
+        raise ImportError(
+            "TorchXRayVision is not installed: pip install torchxrayvision first."
+        ) from error
+    known = sorted(known for known in model_urls if known.startswith("densenet121-"))
+    if name not in known:
+        raise ValueError(f"TorchXRayVision has no DenseNet {name!r}; it has {', '.join(known)}.")
+    return DenseNet(weights=name)
+
+
+def _refuse_content(output: Path) -> None:
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty; name another folder, or remove it.")
 
 
 def _densenet_keys(weights: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
@@ -128,23 +199,29 @@ def read_image_list(file: Path) -> list[str]:
 def main(argv: list[str]) -> None:
     """Converts as the flags say."""
     parser = argparse.ArgumentParser(description="Make a model folder of a published checkpoint.")
-    parser.add_argument("kind", choices=("chexnet",), help="what the checkpoint is of")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file of torch.save")
+    parser.add_argument("kind", choices=("chexnet", "xrv"), help="what the checkpoint is of")
+    checkpoint = "chexnet: a file of torch.save; xrv: a name of TorchXRayVision's"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=checkpoint)
     parser.add_argument("output", metavar="OUT", help="the model folder to make")
     parser.add_argument(
         "--trained_on",
         nargs="+",
         default=[],
         metavar="LIST",
-        help="image lists that it was trained on",
+        help="image lists that it was trained on; chexnet only",
     )
     args = parser.parse_args(argv)
-    convert_chexnet(args.checkpoint, args.output, args.trained_on)
+    if args.kind == "xrv":
+        if args.trained_on:
+            parser.error("--trained_on is for chexnet.")
+        convert_xrv(load_xrv(args.checkpoint), args.output)
+    else:
+        convert_chexnet(args.checkpoint, args.output, args.trained_on)
     print(f"Written to {args.output}; use it with --model {args.output}.")
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"modeling.convert: error: {error}")

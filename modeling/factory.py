@@ -16,8 +16,9 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .configuration_cxr import FITTED, CxrConfig, spelled_alike
 from .image_processing_cxr import CxrImageProcessor
-from .modeling_cxr import REGISTRY, CxrClassifier
+from .modeling_cxr import REGISTRY, CxrClassifier, CxrPreTrainedModel
 from .pretrained import first_line, load_imagenet
+from .segmentation_cxr import CxrLungSegmenter
 
 # Every file that travels is read, so that a new family is known by its file alone.
 for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
@@ -118,8 +119,26 @@ def load_model(name: str) -> tuple[CxrClassifier, CxrImageProcessor]:
         ValueError: another kind of model, or one without this project's image processor.
         OSError: there is no such model, its weights are damaged, or the Hub cannot be reached.
     """
+    return _load(name, _classifiers(), "classifier")
+
+
+def load_segmenter(name: str) -> tuple[CxrLungSegmenter, CxrImageProcessor]:
+    """A lung segmenter saved by this project, in evaluation mode, and the processor that feeds it.
+
+    Args:
+        name: a folder, a Hub id or id@commit.
+
+    Raises:
+        ValueError, OSError: see `load_model`.
+    """
+    return _load(name, {"lungs": CxrLungSegmenter}, "lung segmenter")
+
+
+def _load(
+    name: str, families: dict[str, type[CxrPreTrainedModel]], kind: str
+) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
     _refuse_file(name)
-    model_class, config = _load_config(name)
+    model_class, config = _load_config(name, families, kind)
     with _loading_weights(name):
         source, revision = split_commit(name)
         model = model_class.from_pretrained(
@@ -134,6 +153,11 @@ def _refuse_file(name: str) -> None:
             f"{name} is a file, not the folder of a model; convert a CheXNet checkpoint first: "
             f"python -m modeling.convert chexnet {name} OUT, and give OUT."
         )
+    if name.startswith("xrv:"):
+        raise ValueError(
+            f"{name} is TorchXRayVision's; convert it first: python -m modeling.convert xrv "
+            f"{name.removeprefix('xrv:')} OUT, and give OUT."
+        )
 
 
 @contextmanager
@@ -144,8 +168,10 @@ def _loading_weights(name: str) -> Iterator[None]:
         raise OSError(f"the weights of {name} are damaged ({first_line(error)}).") from error
 
 
-def _load_config(name: str) -> tuple[type[CxrClassifier], CxrConfig]:
-    """The class and the configuration of a saved classifier."""
+def _load_config(
+    name: str, families: dict[str, type[CxrPreTrainedModel]], kind: str
+) -> tuple[type[CxrPreTrainedModel], PretrainedConfig]:
+    """The class and the configuration of a saved model of some families, which `kind` names."""
     source, revision = split_commit(name)
     try:
         stored, _ = PretrainedConfig.get_config_dict(source, revision=revision)
@@ -161,12 +187,12 @@ def _load_config(name: str) -> tuple[type[CxrClassifier], CxrConfig]:
             f"model {name!r} is neither a folder with a saved model nor a Hub id that can be "
             f"reached ({first_line(error)})."
         ) from error
-    types = {model.config_class.model_type: model for model in _classifiers().values()}
+    types = {model.config_class.model_type: model for model in families.values()}
     model_type = stored.get("model_type")
     if model_type not in types:
         raise ValueError(
-            f"{name} holds a {model_type!r} model; it takes a classifier saved by this project, or "
-            "a timm name."
+            f"{name} holds a {model_type!r} model; it takes a {kind} saved by this project"
+            f"{', or a timm name' if kind == 'classifier' else ''}."
         )
     model_class = types[model_type]
     return model_class, model_class.config_class.from_pretrained(source, revision=revision)
@@ -185,7 +211,7 @@ def _load_processor(name: str) -> CxrImageProcessor:
 def _adapt_model(
     name: str, image_size: int | None, options: dict[str, Any]
 ) -> tuple[CxrClassifier, CxrImageProcessor]:
-    model_class, config = _load_config(name)
+    model_class, config = _load_config(name, _classifiers(), "classifier")
     if image_size is not None:
         options["image_size"] = image_size
     _check_options(type(config), options)

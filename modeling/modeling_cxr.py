@@ -473,7 +473,7 @@ class CxrClassifier(CxrPreTrainedModel):
         index = None if target is None else self._class_index(target)
         if method is not None:
             check_method(method)
-        pixels = np.stack([processor.resize(image.pixels) for image in images])
+        pixels = np.stack([processor.prepare(image.pixels) for image in images])
         pixel_values = processor.normalize(pixels).to(self.device, self.dtype)
         outputs, known = {}, range(len(images))
         if self.outlier_detector is not None:
@@ -489,7 +489,7 @@ class CxrClassifier(CxrPreTrainedModel):
             inputs = pixel_values[list(known)]
             if ten_crop:
                 frame = processor.frame()
-                frames = np.stack([frame.resize(images[k].pixels) for k in known])
+                frames = np.stack([frame.prepare(images[k].pixels) for k in known])
                 frames = frame.normalize(frames).to(self.device, self.dtype)
                 output = {"logits": self.ten_crop_logits(frames)}
             elif method is None:

@@ -6,7 +6,7 @@ import torch
 
 from modeling import create_model
 from modeling.answers_cxr import CxrAnswer, answers, table_row
-from modeling.calibration_cxr import calibrate, decide, to_probabilities
+from modeling.calibration_cxr import calibrate, check_operation, decide, to_probabilities
 from modeling.image_cxr import CxrImage
 
 BINARY = {"id2label": {"0": "NORMAL", "1": "PNEUMONIA"}}
@@ -20,6 +20,7 @@ MAPS = {
         "log_odds": [[-2, 0, 1, 4], [-1, 1], [0, 0.5, 3]],
         "calibrated": [[-3, -1, -1, 2], [0, 1], [-2, -2, 5]],
     },
+    "operating_point": {"method": "operating_point", "threshold": [0.1, 0.5, 0.8]},
 }
 
 
@@ -62,6 +63,23 @@ def test_probabilities_of_extreme_logits_are_finite():
         with np.errstate(all="raise", under="ignore"):
             found = to_probabilities(logits, multi_label)
         assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_an_operating_point_becomes_one_half():
+    point = {"method": "operating_point", "threshold": [0.1]}
+    p = np.array([1e-30, 0.05, 0.1, 0.55, 1 - 1e-15])
+    logits = np.stack([np.zeros(5), np.log(p) - np.log1p(-p)], 1)
+    found = to_probabilities(calibrate(logits, point, False), False)[:, 1]
+    np.testing.assert_allclose(found, [5e-30, 0.25, 0.5, 0.75, 1], rtol=1e-6)
+    extreme = calibrate(np.array([[0, 1e4], [0, -1e4]]), point, False)[:, 1]
+    assert np.isfinite(extreme).all() and extreme[0] > 9e3 and extreme[1] < -9e3
+
+
+@pytest.mark.parametrize("threshold", [None, [], [0.0], [1.0], [0.2, 0.3], [float("nan")]])
+def test_an_operating_point_lies_between_0_and_1(threshold):
+    calibration = {"method": "operating_point", "threshold": threshold}
+    with pytest.raises(ValueError, match="it takes 1 numbers between 0 and 1."):
+        check_operation(calibration, None, None, None, 2, False)
 
 
 def test_a_calibration_of_tensors_has_a_gradient():

@@ -12,7 +12,14 @@ from PIL import Image
 
 from datasets_scripts.chestxray14 import FINDINGS
 from modeling import create_model, load_model
-from modeling.convert import CHEXNET_FINDINGS, convert_chexnet, main, read_image_list
+from modeling.convert import (
+    CHEXNET_FINDINGS,
+    convert_chexnet,
+    convert_xrv,
+    load_xrv,
+    main,
+    read_image_list,
+)
 from space.models import Classifier
 from training.subject import refuse_trained_on
 
@@ -187,3 +194,76 @@ def test_most_official_test_images_are_in_the_train_list_of_arnoweng(cxr_data):
 
 def test_the_findings_are_those_of_the_source_in_its_order():
     assert CHEXNET_FINDINGS == FINDINGS
+
+
+# ---------------------------------------------------------------------------------- TorchXRayVision
+
+UNTRAINED = {3: "", 14: None}  # an output without a name, and one without an operating point
+
+
+@pytest.fixture(scope="module")
+def xrv_network(original):
+    """TorchXRayVision's class as it loads its weights, these at random."""
+    models = pytest.importorskip("torchxrayvision").models
+    torch.manual_seed(1)
+    points = torch.rand(18) * 0.9 + 0.05
+    points[list(UNTRAINED)] = torch.nan
+    network = models.DenseNet(op_threshs=points)
+    network.targets = [UNTRAINED.get(k, name) or "" for k, name in enumerate(network.targets)]
+    network.targets[14] = "Lung Lesion"
+    weights = {
+        key: value for key, value in original.state_dict().items() if "classifier" not in key
+    }
+    weights["features.conv0.weight"] = weights["features.conv0.weight"].sum(1, keepdim=True) / 2048
+    network.load_state_dict(weights, strict=False)
+    network.classifier.weight.data.mul_(5)
+    return network.eval()
+
+
+def test_torchxrayvisions_answers_are_kept(xrv_network, tmp_path):
+    convert_xrv(xrv_network, tmp_path / "out")
+    model, processor = load_model(str(tmp_path / "out"))
+    trained = [k for k in range(18) if k not in UNTRAINED]
+    assert list(model.config.id2label.values()) == [xrv_network.targets[k] for k in trained]
+    pixels = np.random.default_rng(0).integers(0, 65536, (3, 300, 300)).astype(np.uint16)
+    pixel_values = processor(list(pixels))["pixel_values"]
+    assert pixel_values.shape == (3, 1, 224, 224)
+    assert -1024 <= pixel_values.min() < -300 and 300 < pixel_values.max() <= 1024
+    with torch.no_grad():
+        before = xrv_network.classifier(xrv_network.features2(pixel_values))
+        expected = xrv_network(pixel_values)
+        output = model(pixel_values)
+    assert expected[:, trained].min() < 0.45 and expected[:, trained].max() > 0.55
+    torch.testing.assert_close(output.logits, before[:, trained], atol=1e-5, rtol=1e-5)
+    told = model.probabilities(output.logits)
+    torch.testing.assert_close(told, expected[:, trained], atol=1e-5, rtol=0)
+    decided = expected[:, trained] >= 0.5
+    assert torch.equal(model.decide(told).bool(), decided)
+
+
+def test_full_scale_is_torchxrayvisions_range(xrv_network, tmp_path):
+    utils = pytest.importorskip("torchxrayvision").utils
+    convert_xrv(xrv_network, tmp_path / "out")
+    _, processor = load_model(str(tmp_path / "out"))
+    grey = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, 256))
+    expected = utils.normalize(grey, 255)[16:240, 16:240]
+    image = Image.fromarray(grey).crop((16, 16, 240, 240))
+    found = processor(np.asarray(image))["pixel_values"][0, 0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_network_without_operating_points_is_refused(tmp_path):
+    models = pytest.importorskip("torchxrayvision").models
+    with pytest.raises(ValueError, match="no operating points; take one with weights."):
+        convert_xrv(models.DenseNet(block_config=(1, 1, 1, 1)), tmp_path / "out")
+
+
+def test_an_unknown_name_of_torchxrayvision_is_refused():
+    pytest.importorskip("torchxrayvision")
+    with pytest.raises(ValueError, match="no DenseNet 'densenet-all'; it has densenet121-"):
+        load_xrv("densenet-all")
+
+
+def test_a_model_named_as_torchxrayvisions_says_how_to_convert_it():
+    with pytest.raises(ValueError, match="convert xrv densenet121-res224-all OUT, and give OUT"):
+        load_model("xrv:densenet121-res224-all")

@@ -10,7 +10,14 @@ from dicom_files import dicom
 from PIL import Image as PillowImage
 
 from datasets_scripts import PERTURBATIONS, load_cxr_dataset, open_row
-from datasets_scripts.perturb import drop_columns, select_rows
+from datasets_scripts.perturb import (
+    Sample,
+    drop_columns,
+    perturb,
+    random_numbers,
+    select_rows,
+    shift_lungs,
+)
 from datasets_scripts.pixels import stored_rows
 from datasets_scripts.schema import make_features
 
@@ -221,6 +228,22 @@ def test_shift_turns_by_up_to_five_degrees():
         centres = (result * np.arange(200)).sum(1) / result.sum(1)
         angles.append(np.degrees(np.arctan(np.polyfit(np.arange(140), centres, 1)[0])))
     assert -5.2 < min(angles) < -3.5 and 3.5 < max(angles) < 5.2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lungs_shift_as_their_image_does(seed):
+    lungs = np.zeros((60, 80), bool)
+    lungs[15:50, 10:35] = lungs[12:48, 45:70] = True
+    pixels = np.where(lungs, 40000, 20000).astype(np.uint16)
+
+    def sample():
+        return Sample(pixels, lungs, None, random_numbers(seed, "x.png"))
+
+    image, moved = perturb("shift", sample()), shift_lungs(sample())
+    inner = image[5:-5, 5:-5].astype(float)
+    bright = inner > (inner[moved[5:-5, 5:-5]].mean() + inner[~moved[5:-5, 5:-5]].mean()) / 2
+    assert (bright == moved[5:-5, 5:-5]).mean() > 0.98
+    assert (moved != lungs).mean() > 0.02
 
 
 @pytest.mark.parametrize("name", ["exposure", "shift"])

@@ -10,7 +10,7 @@ import pytest
 from report_folders import make_run
 
 from evaluation.predictions import read_predictions, write_predictions
-from recipes.kermany import results
+from recipes.kermany import nih, results
 from recipes.kermany.release import release
 
 STUDY = Path(__file__).parent.parent / "recipes" / "kermany"
@@ -86,3 +86,25 @@ def test_a_release_removes_no_folder_but_a_model(tmp_path):
     shutil.rmtree(tmp_path / "home")
     release([run], tmp_path / "home")
     assert (tmp_path / "home" / "config.json").exists()
+
+
+def test_adults_of_another_hospital_are_test_images_of_one_repositorys_normals(tmp_path):
+    rows = [
+        "file,image_index,patient_id,labels,age,sex,view,repository,split",
+        "images/a.jpg,a.png,1,Pneumonia|Mass,50,M,PA,muhammedtalo,test",
+        "images/b.jpg,b.png,2,No Finding,51,F,PA,jrzech,test",
+        "images/c.jpg,c.png,3,No Finding,52,F,AP,jrzech,test",
+        "images/d.jpg,d.png,4,No Finding,53,F,PA,muhammedtalo,test",  # told by its grey values
+        "images/e.jpg,e.png,5,Mass,54,F,PA,jrzech,test",  # neither class
+        "images/f.jpg,f.png,6,Pneumonia,55,F,PA,jrzech,train",
+    ]
+    (tmp_path / "split.csv").write_text("\n".join(rows) + "\n")
+    images = nih.list_images(tmp_path)
+    assert images[["file", "label", "source"]].to_numpy().tolist() == [
+        ["images/a.jpg", "PNEUMONIA", "nih-PA"],
+        ["images/b.jpg", "NORMAL", "nih-PA"],
+        ["images/c.jpg", "NORMAL", "nih-AP"],
+    ]
+    (tmp_path / "split.csv").write_text("file,label\n")
+    with pytest.raises(ValueError, match="split.csv has no column patient_id."):
+        nih.list_images(tmp_path)

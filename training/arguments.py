@@ -12,7 +12,7 @@ from accelerate.utils import LoggerType
 from datasets_scripts import PERTURBATIONS, sources
 from evaluation.operating_points import RULES
 from modeling.configuration_cxr import LOSSES, OPERATION
-from modeling.preprocessing_cxr import GEOMETRIES
+from modeling.preprocessing_cxr import EQUALIZATIONS, GEOMETRIES
 from training.outliers import DETECTORS
 
 MANY = 10**9
@@ -163,6 +163,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
         "model says"
     )
     add("--geometry", choices=GEOMETRIES, help=geometries)
+    equalizations = "spreads grey levels; as the model says if not given"
+    add("--equalize", choices=EQUALIZATIONS, help=equalizations)
     add("--no_corrections", action="store_true", help="leave negatives and frames as they are")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
     weights = "start from ImageNet weights: timm's on the Hub, or those in a file or folder"

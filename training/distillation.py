@@ -46,6 +46,11 @@ class Teachers:
                     f"teacher {name} has the geometry {own.geometry}, the student "
                     f"{processor.geometry}; set --geometry {own.geometry}."
                 )
+            if own.equalize != processor.equalize:
+                raise ValueError(
+                    f"teacher {name} has equalize={own.equalize}, the student "
+                    f"{processor.equalize}; they see the same images, so set --equalize alike."
+                )
             model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
             self.pairs.append((model, own))
 

@@ -67,7 +67,9 @@ class CxrConfig(PretrainedConfig):
             to calibrated ones, fitted on validation. `{"method": "temperature", "temperature": T}`
             divides all by T, and is the only one for more exclusive classes; `{"method": "platt",
             "scale": [...], "bias": [...]}` is linear; `{"method": "isotonic", "log_odds": [[...]],
-            "calibrated": [[...]]}` is linear between knots and flat outside. None is the identity.
+            "calibrated": [[...]]}` is linear between knots and flat outside; `{"method":
+            "operating_point", "threshold": [...]}` scales probabilities so that each threshold
+            becomes 0.5. None is the identity.
         thresholds: probability from which class 1, or each class of a multi-label model, is
             decided; None decides for the most probable class, or above 0.5.
         abstention: [low, high] for each threshold, between which no decision is made; None decides

@@ -66,6 +66,8 @@ def describe_calibration(calibration: dict | None) -> str:
     if method == "platt" and len(calibration["scale"]) == 1:
         scale, bias = calibration["scale"][0], calibration["bias"][0]
         return f"Platt scaling, log-odds = {scale:.3f} z {bias:+.3f}"
+    if method == "operating_point":
+        return "each class's threshold scaled to a probability of 0.5"
     names = {"platt": "Platt scaling", "isotonic": "isotonic regression"}
     return f"{names.get(method, method)} of each class's log-odds"
 

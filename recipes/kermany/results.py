@@ -32,7 +32,7 @@ HEADLINE = {
     "specificity": "Specificity",
 }
 VARIANTS = ("test", "borders", "corners", "padded", "lungs", "only_lungs", "no_lungs", "shift")
-EXTERNAL = ("actualmed", "covid_cxnet", "openist")
+EXTERNAL = ("nih_pa", "actualmed", "covid_cxnet", "openist")
 SHOWN = {
     "roc": "ROC curves with bootstrap bands, official test split",
     "pr": "Precision against recall",

@@ -3,11 +3,11 @@
 #
 #   recipes/kermany/study.sh DATA [OTHERS]
 #
-# DATA holds chest_xray/ (the Kaggle layout), kermany_extra/ (manifest.csv, lung_masks/) and
-# external/ (manifest.csv and what it lists). OTHERS, if given, holds images that are no chest X-ray,
+# DATA holds chest_xray/ (the Kaggle layout), kermany_extra/ (manifest.csv, lung_masks/), external/
+# (manifest.csv and what it lists) and chestxray14/ (split.csv and its images). OTHERS, if given, holds images that are no chest X-ray,
 # see benchmarks/outliers.py.
 set -euo pipefail
-data=${1:?give the folder that holds chest_xray, kermany_extra and external}
+data=${1:?give the folder that holds chest_xray, kermany_extra, external and chestxray14}
 bin=.venv/bin
 runs=runs/comparison
 results=results/kermany
@@ -99,6 +99,9 @@ for set in actualmed covid_cxnet openist; do
     validate $set --dataset "$data/external/manifest.csv" --dataset_options "where=file=^$set/" \
         --skip_heatmaps
 done
+"$bin/python" -m recipes.kermany.nih "$data/chestxray14" runs/nih.csv
+validate nih_pa --dataset runs/nih.csv \
+    --dataset_options root="$data/chestxray14" "where=source=^nih-PA" --skip_heatmaps
 
 [ $# -lt 2 ] ||
     "$bin/python" benchmarks/outliers.py "$data" "$2" $results/outliers "${checkpoints[@]}"
@@ -106,7 +109,7 @@ done
 for model in "${checkpoints[@]}"; do
     "$bin/python" -m recipes.kermany.evidence "$model" \
         $results/reports/{borders,corners,padded,lungs,only_lungs,no_lungs,shift} \
-        $results/reports/{actualmed,covid_cxnet,openist}
+        $results/reports/{nih_pa,actualmed,covid_cxnet,openist}
 done
 "$bin/python" -m recipes.kermany.results $results RESULTS.md
 "$bin/python" -m evaluation.table "${checkpoints[@]}" --readme README.md --block kermany
