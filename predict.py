@@ -204,7 +204,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="FILE_OR_FOLDER", help="PNG, JPEG, DICOM, ..., mixed")
-    add("--model", required=True, metavar="PATH_OR_ID", help="a saved folder or Hub id")
+    add("--model", required=True, metavar="PATH_OR_ID", help="a saved folder, Hub id or id@commit")
     add("--output", required=True, metavar="FILE", help="the table; if it exists, go on with it")
     add("--format", choices=("csv", "jsonl"), help="of the table; if not given, by its suffix")
     add("--heatmaps", metavar="DIR", help="draw a PNG a file, at the X-ray's own size")
