@@ -308,8 +308,9 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
                 pixel_values = processor.normalize(images)
                 pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
                 targets = teachers(images, args.distill_temperature) if teachers else None
+                output = model(pixel_values)
                 loss = student_loss(
-                    model(pixel_values).logits,
+                    output.head_logits or (output.logits,),
                     batch["labels"],
                     raw_model.config,
                     targets,

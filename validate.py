@@ -72,7 +72,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True).add_argument
-    what("--model", nargs="+", metavar="PATH_OR_ID", help="saved folders or Hub ids")
+    what("--model", nargs="+", metavar="PATH_OR_ID", help="saved folders, Hub ids or id@commit")
     what("--rescore", metavar="CSV", help="a predictions.csv, with what lies beside it; or scores")
     labels = "labels of the scores: a CSV file with images, labels, patients; or kermany"
     add("--labels", metavar="CSV", help=labels)

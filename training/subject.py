@@ -21,6 +21,7 @@ from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor, load_model
 from modeling.configuration_cxr import CxrConfig
 from modeling.convert import TRAINED_ON
+from modeling.factory import split_commit
 from modeling.image_cxr import FULL_SCALE, CxrImage
 from modeling.reading_cxr import read_mask
 from training.data import PixelDataset, decode_splits, images_digest, source_names
@@ -39,7 +40,7 @@ class Subject:
 
     Args:
         name: what the report calls it.
-        model_id: a folder or Hub id.
+        model_id: a folder, Hub id or id@commit.
         split: in the dataset schema.
         args: of validate.py.
 
@@ -74,7 +75,8 @@ class Subject:
 
     def describe(self) -> dict:
         """The model's entry in context.json."""
-        weights = Path(cached_file(self.id, "model.safetensors")).read_bytes()
+        source, commit = split_commit(self.id)
+        weights = Path(cached_file(source, "model.safetensors", revision=commit)).read_bytes()
         return {
             "id": Path(self.id).name if Path(self.id).is_dir() else self.id,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -141,7 +143,7 @@ def refuse_trained_on(model_id: str, dataset: DatasetDict, split: str) -> None:
     ChestX-ray14, those whom that set's file names give: `00000001_000` is an image of patient 1.
 
     Args:
-        model_id: a folder or Hub id.
+        model_id: a folder, Hub id or id@commit.
         dataset: the whole set.
         split: of the set, or "all".
 
@@ -186,7 +188,7 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
     or is older, by the set's source and name.
 
     Args:
-        model_id: a folder or Hub id.
+        model_id: a folder, Hub id or id@commit.
         parts: splits of a set, whole.
         name: what the set is called, see `training.data.summarize`.
     """
@@ -203,9 +205,11 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
 
 def beside(model_id: str, file: str) -> Path | None:
     """A file of a model's folder or repository; None where it has none."""
+    source, commit = split_commit(model_id)
     found = cached_file(
-        model_id,
+        source,
         file,
+        revision=commit,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
