@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling import CxrImageProcessor, load_model
-from modeling.heatmap_cxr import CAM_METHODS
+from modeling.heatmap_cxr import CAM_METHODS, TOKEN_METHOD, check_method
 from modeling.image_cxr import CxrImage
 from modeling.modeling_cxr import CxrClassifier
 from modeling.sandbox_cxr import Sandbox
@@ -92,7 +92,8 @@ def predict(
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
     if heatmaps is not None and method is None:
-        raise ValueError(f"heatmaps in {heatmaps} need a method: {', '.join(CAM_METHODS)}.")
+        choices = ", ".join(model.heatmap_methods)
+        raise ValueError(f"heatmaps in {heatmaps} need a method: {choices}.")
 
     def answer(files: list[str], readings: list[Future]) -> Iterable[Prediction]:
         results = [reading.result() for reading in readings]
@@ -203,11 +204,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="FILE_OR_FOLDER", help="PNG, JPEG, DICOM, ..., mixed")
-    add("--model", required=True, metavar="PATH_OR_ID", help="a saved folder or Hub id")
+    add("--model", required=True, metavar="PATH_OR_ID", help="a saved folder, Hub id or id@commit")
     add("--output", required=True, metavar="FILE", help="the table; if it exists, go on with it")
     add("--format", choices=("csv", "jsonl"), help="of the table; if not given, by its suffix")
     add("--heatmaps", metavar="DIR", help="draw a PNG a file, at the X-ray's own size")
-    add("--method", choices=CAM_METHODS, help="of the heatmaps (default: grad_cam)")
+    methods = (*CAM_METHODS, TOKEN_METHOD)
+    add("--method", choices=methods, help="of the heatmaps (default: grad_cam)")
     add("--target", metavar="CLASS", help="explain this class (default: the most probable one)")
     add("--ten_crop", action="store_true", help="mean probability over ten crops; no heatmaps")
     add("--batch_size", type=int, default=16, help="files a forward pass (default: 16)")
@@ -239,6 +241,8 @@ def main(argv: list[str]) -> int:
     logger.setLevel(logging.INFO)  # of no other: the Hub's client has a line for every request
     check_paths(args.paths)
     model, processor = load_model(args.model)
+    if args.method is not None:
+        check_method(args.method, model.heatmap_methods)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     names = [model.config.id2label[k] for k in range(model.config.num_labels)]
     if args.target is not None and args.target not in names:

@@ -37,6 +37,7 @@ from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor, create_model, load_model
 from modeling.loss_cxr import classification_loss
 from modeling.modeling_cxr import CxrClassifier
+from modeling.preprocessing_cxr import equalization
 from modeling.pretrained import first_line
 from training.arguments import FINAL, dataset_name, parse_args, recipe
 from training.augmentation import augment
@@ -124,6 +125,8 @@ def build_model(
         options["num_channels"] = args.num_channels
     model, processor = create_model(args.model, names, args.image_size, args.pretrained, **options)
     processor.geometry = args.geometry or processor.geometry
+    if args.equalize is not None:
+        processor.equalize = equalization(args.equalize)
     processor.correct = processor.correct and not args.no_corrections
     model.config.age_range = age_range(train)
     size, channels = processor.size["height"], processor.num_channels
@@ -305,8 +308,9 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
                 pixel_values = processor.normalize(images)
                 pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
                 targets = teachers(images, args.distill_temperature) if teachers else None
+                output = model(pixel_values)
                 loss = student_loss(
-                    model(pixel_values).logits,
+                    output.head_logits or (output.logits,),
                     batch["labels"],
                     raw_model.config,
                     targets,

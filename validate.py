@@ -3,6 +3,7 @@
     python validate.py --model runs/densenet121 runs/baseline --dataset phantom --output_dir report
     python validate.py --rescore report/predictions.csv --output_dir again
     python validate.py --rescore scores.csv.gz --labels Data_Entry_2017.csv --output_dir peers
+    python validate.py --model runs/chexnet --fit_on validation --fitted_dir runs/fitted ...
 
 It runs under `accelerate launch` too; every process takes its share of the images.
 """
@@ -16,10 +17,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from datasets_scripts import PERTURBATIONS, content_hashes, load_cxr_dataset
-from evaluation.calibration import apply_operation
+from evaluation.calibration import apply_operation, fit_operation
 from evaluation.metrics import format_metric
 from evaluation.predictions import (
     Predictions,
@@ -28,12 +30,19 @@ from evaluation.predictions import (
 )
 from evaluation.saliency import write_saliency
 from evaluation.validation import bare_context, describe_predictions, score_report
-from training.arguments import add_dataset, check_ranges, dataset_name, settle_dataset
+from modeling.convert import TRAINED_ON
+from training.arguments import (
+    add_dataset,
+    add_operation,
+    check_ranges,
+    dataset_name,
+    settle_dataset,
+)
 from training.data import source_names
 from training.heatmaps import draw_gallery, randomization_rows, saliency_rows
 from training.launch import make_accelerator
 from training.rescoring import join_scores
-from training.subject import Subject, refuse_trained_on, was_trained_on
+from training.subject import Subject, beside, refuse_trained_on, was_trained_on
 
 logger = logging.getLogger("validate")
 BESIDE = ("context.json", "saliency.csv", "randomization.json", "gallery.json", "gallery")
@@ -42,6 +51,8 @@ RANGES = {
     "max_unreadable": (0, 1),
     "per_device_eval_batch_size": (1, 10**9),
     "prevalence": (0.001, 0.999),
+    "target_sensitivity": (0, 1),
+    "abstain_share": (0, 0.9),
     "gallery": (0, 1000),
     "curves": (0, 10**9),
     "num_resamples": (0, 10**6),
@@ -61,7 +72,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True).add_argument
-    what("--model", nargs="+", metavar="PATH_OR_ID", help="saved folders or Hub ids")
+    what("--model", nargs="+", metavar="PATH_OR_ID", help="saved folders, Hub ids or id@commit")
     what("--rescore", metavar="CSV", help="a predictions.csv, with what lies beside it; or scores")
     labels = "labels of the scores: a CSV file with images, labels, patients; or kermany"
     add("--labels", metavar="CSV", help=labels)
@@ -89,12 +100,20 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--skip_heatmaps", action="store_true", help="neither saliency nor gallery: much faster")
     add("--num_resamples", type=int, default=2000, help="of the bootstrap over patients")
     add("--seed", type=int, default=0, help="of the bootstrap and the variant")
+    add = parser.add_argument_group("operating point of a model without one").add_argument
+    add("--fit_on", metavar="SPLIT", help="first fit calibration, thresholds and abstention here")
+    add("--fitted_dir", metavar="FOLDER", help="save the model so fitted, which is then validated")
+    add_operation(add)
     args = parser.parse_args(argv)
     check_ranges(parser, args, RANGES)
     if args.labels and not args.rescore:
         parser.error("--labels goes with --rescore; a model's images bring their own.")
     if args.ten_crop and not args.skip_heatmaps:
         parser.error("--ten_crop has no heatmaps; add --skip_heatmaps.")
+    if (args.fit_on is None) != (args.fitted_dir is None):
+        parser.error("--fit_on SPLIT and --fitted_dir FOLDER go together.")
+    if args.fit_on and (args.rescore or len(args.model) > 1):
+        parser.error("--fit_on fits one --model.")
     settle_dataset(args)
     args.report_to = "none"
     return args
@@ -103,24 +122,34 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 # --------------------------------------------------------------------------------------------- data
 
 
-def load_split(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
+def load_data(args: argparse.Namespace) -> DatasetDict:
+    """The whole set.
+
+    Raises:
+        ValueError: it lacks the split to validate or to fit on, or cannot be used.
+        OSError: it cannot be read.
+    """
+    dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
+    for split in filter(None, (args.split, args.fit_on)):
+        if split not in dataset and (split != "all" or split == args.fit_on):
+            raise ValueError(
+                f"{dataset_name(args)} has no split {split!r}; it has {', '.join(dataset)}"
+                f"{'' if split == args.fit_on else ', or all'}."
+            )
+    return dataset
+
+
+def choose_split(dataset: DatasetDict, args: argparse.Namespace) -> tuple[Dataset, list[str]]:
     """The split to validate on, and those of --model that were trained on images of it.
 
     Raises:
-        ValueError: the data have no such split, or cannot be used, or a converted model was trained
-            on images of it.
-        OSError: they cannot be read.
+        ValueError: a converted model was trained on patients of it.
     """
-    name = dataset_name(args)
-    dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
-    if args.split != "all" and args.split not in dataset:
-        raise ValueError(
-            f"{name} has no split {args.split!r}; it has {', '.join(dataset)}, or all."
-        )
+    for model in args.model:
+        refuse_trained_on(model, dataset, args.split)
     if args.split != "all":
         dataset = DatasetDict({args.split: dataset[args.split]})
-    for model in args.model:
-        refuse_trained_on(model, dataset)
+    name = dataset_name(args)
     seen = [model for model in args.model if was_trained_on(model, dataset, name)]
     split = concatenate_datasets(list(dataset.values()))
     if args.max_eval_samples is not None and args.max_eval_samples < len(split):
@@ -144,6 +173,48 @@ def short_names(ids: list[str]) -> list[str]:
     return names
 
 
+# ------------------------------------------------------------------------------------------ fitting
+
+
+def fit(dataset: DatasetDict, args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Saves --model as --fitted_dir, its operation fitted on the split --fit_on.
+
+    Raises:
+        ValueError: the model was trained on that split, or it shares patients with the one to
+            validate on, or no operation can be fitted on it.
+        OSError: the folder cannot be written.
+    """
+    (model,), split, folder = args.model, dataset[args.fit_on], Path(args.fitted_dir)
+    refuse_trained_on(model, dataset, args.fit_on)
+    if was_trained_on(model, DatasetDict({args.fit_on: split}), dataset_name(args)):
+        raise ValueError(f"{model} was trained on the split {args.fit_on!r}; fit it on another.")
+    judged = list(dataset.values()) if args.split == "all" else [dataset[args.split]]
+    shared = {one for part in judged for one in part["patient_id"]} & set(split["patient_id"])
+    if shared:
+        raise ValueError(
+            f"{len(shared)} patients are in the splits {args.split!r} and {args.fit_on!r}, as "
+            f"{min(shared)}; fit on patients that the model is not judged on."
+        )
+    plain = argparse.Namespace(**{**vars(args), "split": args.fit_on, "variant": None})
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            open_folder(folder)
+        subject = Subject(folder.name, model, split, plain)
+    predictions = subject.predict(plain, accelerator)
+    if accelerator.is_main_process:
+        written = folder / f"predictions_{args.fit_on}.csv"
+        write_predictions_by_model(written, {folder.name: predictions})
+        (predictions,) = read_predictions_by_model(written).values()
+        rules = args.threshold_rule, args.target_sensitivity, args.abstain_share
+        subject.model.config.set_operation(fit_operation(predictions, *rules))
+        subject.model.save_pretrained(folder)
+        subject.processor.save_pretrained(folder)
+        for name in (TRAINED_ON, "dataset.json"):
+            if found := beside(model, name):
+                shutil.copyfile(found, folder / name)
+    accelerator.wait_for_everyone()
+
+
 # --------------------------------------------------------------------------------------------- main
 
 
@@ -153,7 +224,7 @@ def rescore(args: argparse.Namespace, command: str) -> None:
     target = folder / "predictions.csv"
     if args.labels:
         predictions = join_scores(source, args.labels, args.split)
-        open_report(folder)
+        open_folder(folder)
         name = source.name.removesuffix(".gz").removesuffix(".csv")
         write_predictions_by_model(target, {name: predictions})
         context = bare_context(target, command)
@@ -165,7 +236,7 @@ def rescore(args: argparse.Namespace, command: str) -> None:
     read_predictions_by_model(source)
     in_place = target.exists() and source.samefile(target)
     if not in_place:
-        open_report(folder)
+        open_folder(folder)
         for name in BESIDE:
             beside = source.parent / name
             if beside.is_dir():
@@ -187,7 +258,7 @@ def log_aurocs(report: dict, folder: Path) -> None:
     logger.info("Written to %s", folder / "report.html")
 
 
-def open_report(folder: Path) -> None:
+def open_folder(folder: Path) -> None:
     """An empty folder to write to: nothing of an earlier report may slip into this one.
 
     Raises:
@@ -195,7 +266,7 @@ def open_report(folder: Path) -> None:
         OSError: it cannot be made.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; name another --output_dir, or remove it.")
+        raise ValueError(f"{folder} is not empty; name another folder, or remove it.")
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -229,11 +300,17 @@ def main(argv: list[str]) -> None:
         return
 
     # Data and models
-    folder, names = Path(args.output_dir), short_names(args.model)
+    folder = Path(args.output_dir)
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            open_report(folder)
-        split, seen = load_split(args)
+            open_folder(folder)
+        dataset = load_data(args)
+    if args.fit_on:
+        fit(dataset, args, accelerator)
+        args.model = [args.fitted_dir]
+    names = short_names(args.model)
+    with accelerator.main_process_first():
+        split, seen = choose_split(dataset, args)
         subjects = [Subject(name, model, split, args) for name, model in zip(names, args.model)]
         if args.prevalence is not None and subjects[0].class_names[2:]:
             raise ValueError(f"--prevalence {args.prevalence} is for two classes.")

@@ -28,8 +28,8 @@ left, right = figure.subplots(1, 2)
 for axes in (left, right):
     axes.imshow(images[best], cmap="gray")
     axes.set_axis_off()
-for x0, y0, x1, y1 in phantoms[best].boxes:
-    left.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="#56B4E9"))
+for x, y, width, height in phantoms[best].boxes:
+    left.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="#56B4E9"))
 left.set_title("Phantom, its opacities boxed")
 right.imshow(heatmap, cmap="inferno", alpha=0.6 * heatmap, vmin=0, vmax=1)
 right.set_title(f"Grad-CAM, P({model.config.id2label[1]}) = {probabilities[best]:.2f}")

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from datasets_scripts.phantom import generate
 from evaluation.metrics import compute_metrics
 from evaluation.predictions import Predictions
-from modeling import create_model
+from modeling import CxrLungSegmenter, CxrLungSegmenterConfig, create_model
 from modeling.image_cxr import CxrImage
 from modeling.screening_cxr import screen
 
@@ -53,6 +53,19 @@ def heatmap() -> float:
     return min(explain) / min(forward)
 
 
+@torch.no_grad()
+def lungs() -> float:
+    """DenseNet-121's forward passes that a lung mask takes: both of 8 images of 128 pixels."""
+    segmenter = CxrLungSegmenter(CxrLungSegmenterConfig(image_size=128)).eval()
+    classifier, _ = create_model("densenet121", ["NORMAL", "PNEUMONIA"], image_size=128)
+    pixel_values = torch.randn(8, 1, 128, 128)
+    segment, classify = [], []
+    for _ in range(15):  # in turn, so that both meet the same load
+        segment.append(best(lambda: segmenter.segment(pixel_values), 1))
+        classify.append(best(lambda: classifier.eval()(pixel_values), 1))
+    return min(segment) / min(classify)
+
+
 def resamples() -> float:
     """All metrics with intervals of 2,000 resamples, as a share of a loop of AUROCs alone."""
     rng = np.random.default_rng(0)
@@ -71,7 +84,7 @@ def resamples() -> float:
     return best(lambda: compute_metrics(predictions), 2) / (2000 * once)
 
 
-LIMITS = {phantom: 10, screening: 100, heatmap: 1.1, resamples: 1}
+LIMITS = {phantom: 10, screening: 100, heatmap: 1.1, lungs: 1, resamples: 1}
 
 
 def main() -> int:

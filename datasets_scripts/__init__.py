@@ -12,6 +12,7 @@ from datasets_scripts.registry import (
     age_range,
     facts,
     load_cxr_dataset,
+    people_of,
     source_options,
     sources,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "load_cxr_dataset",
     "open_row",
     "original_shapes",
+    "people_of",
     "read_pixels",
     "regroup",
     "source_options",

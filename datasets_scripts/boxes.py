@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import pydicom
 from PIL import Image
 
-from datasets_scripts.files import DICOM_SUFFIXES
 from modeling.reading_cxr import FORMATS
 
 
 def fit_boxes(
-    boxes: Sequence[Sequence[float]], side: int, file: Path, table: Path
+    boxes: Sequence[Sequence[float]], side: int, size: tuple[int, int], name: str, table: Path
 ) -> list[list[float]]:
     """[x, y, width, height] in pixels of the stored file.
 
     Args:
         boxes: alike, in pixels of a square image.
         side: of that, pixels.
-        file: the image, of which the header alone is read.
+        size: width and height of the stored file, pixels.
+        name: of the file, for messages.
         table: with the boxes, for messages.
 
     Raises:
@@ -27,17 +26,14 @@ def fit_boxes(
     for x, y, width, height in boxes:
         if not (0 <= x < x + width <= side and 0 <= y < y + height <= side):
             raise ValueError(
-                f"{table} gives {file.name} the box [{x:g}, {y:g}, {width:g}, {height:g}], which "
+                f"{table} gives {name} the box [{x:g}, {y:g}, {width:g}, {height:g}], which "
                 f"does not lie in an image of {side} x {side} pixels: mend or remove its row."
             )
-    across, down = (size / side for size in _stored_size(file))
+    across, down = (length / side for length in size)
     return [[x * across, y * down, w * across, h * down] for x, y, w, h in boxes]
 
 
-def _stored_size(file: Path) -> tuple[int, int]:
-    """Width and height, pixels."""
-    if file.suffix.casefold() in DICOM_SUFFIXES:
-        tags = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
-        return tags.Columns, tags.Rows
+def stored_size(file: Path) -> tuple[int, int]:
+    """Width and height of an image that is no DICOM file, pixels; its header alone is read."""
     with Image.open(file, formats=FORMATS) as image:
         return image.size

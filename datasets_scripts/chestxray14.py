@@ -14,13 +14,14 @@ of four findings that radiologists read from the images (Majkowska et al. 2019),
 """
 
 import logging
+import os
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datasets import DatasetDict
 
-from datasets_scripts.boxes import fit_boxes
+from datasets_scripts.boxes import fit_boxes, stored_size
 from datasets_scripts.files import find_listed
 from datasets_scripts.label_policy import read_cells
 from datasets_scripts.schema import Source, assemble
@@ -242,7 +243,7 @@ def read_boxes(path: Path) -> dict[str, tuple[list[str], list[list[float]]]]:
     return found
 
 
-def _find_boxes(folder: Path, files: dict[str, Path], rows: dict[str, dict]) -> dict[str, dict]:
+def _find_boxes(folder: Path, files: dict[str, str], rows: dict[str, dict]) -> dict[str, dict]:
     """What is boxed in each image that has boxes, in its own pixels, see `make_features`."""
     path = folder / "BBox_List_2017.csv"
     if not path.is_file():
@@ -251,7 +252,7 @@ def _find_boxes(folder: Path, files: dict[str, Path], rows: dict[str, dict]) -> 
     _check_known(boxes, rows, path)
     return {
         name: {
-            "bbox": fit_boxes(places, SIDE, files[name], path),
+            "bbox": fit_boxes(places, SIDE, stored_size(Path(files[name])), name, path),
             "category": findings,
         }
         for name, (findings, places) in boxes.items()
@@ -341,9 +342,24 @@ def load(
         FileNotFoundError: a table, a list, or every image is missing.
     """
     path = Path(path).resolve()
+    lists = {"train": train_list, "validation": validation_list, "test": test_list}
+    # In a function of its own, whose tables and lists are gone when the set is assembled.
+    records, classes = _read_records(path, split, lists, labels, images, where, columns)
+    return assemble(records, str(path), True, classes, **options)
+
+
+def _read_records(
+    path: Path,
+    split: str | None,
+    lists: dict[str, str | None],
+    labels: str,
+    images: str | None,
+    where: str | None,
+    columns: str | None,
+) -> tuple[list[dict], list[str]]:
+    """The records and classes of `load`, whose other arguments these are."""
     table, header, rows = _read_rows(path)
     folder = table.parent
-    lists = {"train": train_list, "validation": validation_list, "test": test_list}
     named: dict[str, list[str]] = {}
     if split and any(lists.values()):
         raise ValueError(f"split {split} and lists of splits are given: choose one.")
@@ -357,7 +373,7 @@ def load(
 
     root = Path(images).expanduser().resolve() if images else folder
     names = {name.rsplit(".", 1)[0]: name for name in rows}
-    files = {names[stem]: file for stem, file in find_listed(root, names).items()}
+    files = {names[stem]: str(file) for stem, file in find_listed(root, names).items()}
     report_listed(len(files), len(rows), table, root)
     wanted = [
         row for name, row in rows.items() if name in files and name in known and name in splits
@@ -376,11 +392,11 @@ def load(
     for row in wanted:
         name = row[IMAGE]
         record = {
-            "image": str(files[name]),
+            "image": files[name],
             "label": known[name][0],
             "unknown": known[name][1],
             "name": name,
-            "path": files[name].as_posix().removeprefix(f"{root.as_posix()}/"),
+            "path": files[name].replace(os.sep, "/").removeprefix(f"{root.as_posix()}/"),
             "split": splits[name],
             "patient_id": row[PATIENT],
             "source": SOURCE.name,
@@ -392,7 +408,7 @@ def load(
         if boxes:
             record["objects"] = boxes.get(name)
         records.append(record)
-    return assemble(records, str(path), True, classes, **options)
+    return records, classes
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """CheXpert of Stanford Hospital, as it is downloaded, small or full, or a part of it.
 
 224,316 X-rays of 65,240 patients with 13 findings that a program read from reports (Irvin et al.
-2019, AAAI). In the folder are train.csv and, where they were kept, valid.csv and test.csv, read by
-radiologists; a column a finding says 1, 0, -1 or nothing, see `label_policy`. An image is found by
-the last parts of its path, patient, study and view. A report of No Finding denies all findings of
-which it does not speak, but for Support Devices.
+2019, AAAI). In the folder are train.csv and, where they were kept, tables of what radiologists say:
+valid.csv or CheXlocalize's val_labels.csv, and test.csv, CheXlocalize's test_labels.csv, or
+groundtruth.csv of github.com/rajpurkarlab/cheXpert-test-set-labels, whose rows are studies: all
+images of one have its labels.
+
+A column a finding says 1, 0, -1 or nothing, see `label_policy`. An image is found by the last parts
+of its path, patient, study and view. A report of No Finding denies all findings of which it does
+not speak, but for Support Devices.
 """
 
 import logging
@@ -13,7 +17,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from datasets_scripts.files import find_listed
+from datasets_scripts.files import DICOM_SUFFIXES, IMAGE_SUFFIXES, find_listed, walk
 from datasets_scripts.label_policy import parse_policy, read_cells
 from datasets_scripts.schema import Source, assemble
 from datasets_scripts.tables import (
@@ -37,7 +41,7 @@ FINDINGS = (
 SOURCE = Source(
     name="chexpert",
     title="CheXpert, Stanford AIMI, https://aimi.stanford.edu/datasets/chexpert-chest-x-rays",
-    path_help="the folder with train.csv, valid.csv or test.csv, or one of these",
+    path_help="the folder with train.csv, valid.csv or test.csv, or a table of the set",
     classes=FINDINGS,
     citation="Irvin et al., CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and "
     "Expert Comparison, AAAI 2019, https://arxiv.org/abs/1901.07031",
@@ -50,17 +54,45 @@ SOURCE = Source(
     out_of_scope=("Children: the set holds next to none.",),
     ages=(18.0, 90.0),
 )
-SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-PATH, SIDE, VIEW = "Path", "Frontal/Lateral", "AP/PA"
+# The tables of each split, of which the first that is there counts.
+SPLITS = {
+    "train": ("train",),
+    "validation": ("valid", "val_labels"),
+    "test": ("test", "test_labels", "groundtruth"),
+}
+PATH, SIDE, VIEW, STUDY = "Path", "Frontal/Lateral", "AP/PA", "Study"
 
 
 def _is_table(path: Path) -> bool:
     header = read_header(path) if path.is_file() and path.suffix.lower() in (".csv", ".gz") else []
-    return {PATH, SIDE, VIEW} <= set(header)
+    radiologists = {PATH, STUDY} & set(header) and {NO_FINDING, *FINDINGS} <= set(header)
+    return {PATH, SIDE, VIEW} <= set(header) or bool(radiologists)
 
 
 def _tables(path: Path) -> list[Path]:
-    return [file for name in SPLITS if _is_table(file := path / f"{name}.csv")]
+    there = [
+        [file for name in names if _is_table(file := path / f"{name}.csv")]
+        for names in SPLITS.values()
+    ]
+    return [files[0] for files in there if files]
+
+
+def _split(table: Path) -> str | None:
+    name = table.name.split(".")[0]
+    return next((split for split, names in SPLITS.items() if name in names), None)
+
+
+def _of_images(rows: list[dict], root: Path) -> list[dict]:
+    """A row an image of a table with a row a study; a study without one keeps its row."""
+    studies = {"/".join(PurePosixPath(row[STUDY]).parts[-2:]): row for row in rows}
+    found: dict[str, list[dict]] = {study: [] for study in studies}
+    for file in walk(root):
+        study = "/".join(file.parts[-3:-1])
+        if study in studies and file.suffix.casefold() in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES):
+            found[study].append({**studies[study], PATH: "/".join(file.parts[-3:])})
+    for study, images in found.items():
+        images += [] if images else [{**studies[study], PATH: studies[study][STUDY]}]
+    return [row for images in found.values() for row in images]
 
 
 def recognise(path: Path) -> bool:
@@ -84,9 +116,9 @@ def load(
     columns: str | None = None,
     **options: Any,
 ) -> DatasetDict:
-    """The images that are there, train.csv as train, valid.csv as validation, test.csv as test.
+    """The images that are there, those of each table in its split.
 
-    A part of train is held out where there is no valid.csv.
+    A part of train is held out where there is no table of validation.
 
     Args:
         path: folder, or one table.
@@ -109,7 +141,7 @@ def load(
     if not tables:
         raise ValueError(
             f"{path} is no table of {PATH}, {SIDE}, {VIEW} and findings, nor a folder with "
-            f"{', '.join(f'{name}.csv' for name in SPLITS)}."
+            f"{', '.join(f'{name}.csv' for names in SPLITS.values() for name in names)}."
         )
     if views not in ("frontal", "all"):
         raise ValueError(f"views {views!r} is none of frontal and all.")
@@ -117,9 +149,15 @@ def load(
     listed, rows, findings = [], [], []
     for table in tables:
         header, found = read_table(table)
+        if PATH not in header:
+            found, header = _of_images(found, root), [PATH, *header]
+        for row in found:  # the radiologists' tables say neither
+            view = PurePosixPath(row[PATH]).stem
+            row.setdefault(SIDE, "Lateral" if view.endswith("lateral") else "Frontal")
+            for column in (VIEW, "Age", "Sex"):
+                row.setdefault(column, "")
         findings += [name for name in FINDINGS if name in header and name not in findings]
-        split = SPLITS.get(table.name.split(".")[0])
-        rows += [(row, split) for row in chosen_rows(found, header, table, where)]
+        rows += [(row, _split(table)) for row in chosen_rows(found, header, table, where)]
         listed += found
     if not findings:
         raise ValueError(f"{tables[0]} has no column of a finding, as {', '.join(FINDINGS[:3])}.")
@@ -160,10 +198,10 @@ def load(
                 "split": split,
                 "patient_id": PurePosixPath(row[PATH]).parts[-3],
                 "source": SOURCE.name,
-                "view": row[VIEW] if row[SIDE].casefold() == "frontal" else "LATERAL",
+                "view": (row[VIEW] or None) if row[SIDE].casefold() == "frontal" else "LATERAL",
                 "age": age_or_none(row["Age"]),
                 "sex": row["Sex"] or None,
-                **{column: row[column] or None for column in extra},
+                **{column: row.get(column) or None for column in extra},
             }
         )
     return assemble(records, str(path), True, findings, **options)

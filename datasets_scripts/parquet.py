@@ -178,7 +178,7 @@ For research only: not a medical device, and not for diagnosis.
 def _optional_text(features: dict) -> str:
     texts = {
         "lung_mask": "`lung_mask`, an image, white where rays cross lung",
-        "boxes": "`boxes`, pixel [x0, y0, x1, y1] of each opacity",
+        "objects": "`objects`, boxes as `bbox`, [x, y, width, height] in pixels, and `category`",
     }
     there = [name for name in features if name not in REQUIRED]
     return "".join("; " + texts.get(name, f"`{name}`") for name in there)

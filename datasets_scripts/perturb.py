@@ -148,7 +148,7 @@ def drop_columns(split: Dataset, name: str) -> Dataset:
 
     That is masks and boxes where pixels move, and the original size of a new shape.
     """
-    gone = ("lung_mask", "boxes") if name in MOVES_PIXELS else ()
+    gone = ("lung_mask", "objects") if name in MOVES_PIXELS else ()
     gone += ("original_width", "original_height") if name in RESHAPES else ()
     return split.remove_columns([column for column in gone if column in split.features])
 
@@ -217,7 +217,20 @@ def _exposure(sample: Sample) -> np.ndarray:
 
 
 def _shift(sample: Sample) -> np.ndarray:
-    pixels, rng = _exposure(sample), sample.rng
+    return _move(_exposure(sample), sample.rng)
+
+
+def shift_lungs(sample: Sample) -> np.ndarray:
+    """The lungs of an image moved as "shift" moves its pixels: bool (h, w).
+
+    The sample is one that nothing was drawn for yet.
+    """
+    sample.rng.uniform(size=2)  # what the exposure draws
+    return _move(sample.lungs.astype(np.uint16) * FULL_SCALE, sample.rng) > FULL_SCALE // 2
+
+
+def _move(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random crop, rotation and blur."""
     height, width = pixels.shape
     scale = 1 - rng.uniform(0, ZOOM)
     angle = math.radians(rng.uniform(-ROTATION, ROTATION))

@@ -74,7 +74,7 @@ class Phantom(NamedTuple):
     Attributes:
         image: uint8 (H, W).
         lung_mask: bool (H, W).
-        boxes: pixels [x0, y0, x1, y1], half-open, one an opacity.
+        boxes: [x, y, width, height] in pixels, one an opacity.
     """
 
     image: np.ndarray
@@ -332,9 +332,9 @@ def generate(index: int, seed: int = 0, size: int = 128) -> Phantom:
         filling += (4 / 3 * shape.c * rng.uniform(*OPACITY_DENSITY)) * (path / (2 * shape.c)) ** 3
         seen = (path > 0) & (lung > 0)
         (top, bottom), (left, right) = (
-            np.flatnonzero(seen.any(axis=axis))[[0, -1]] for axis in (1, 0)
+            np.flatnonzero(seen.any(axis=axis))[[0, -1]].tolist() for axis in (1, 0)
         )
-        boxes.append([int(left), int(top), int(right) + 1, int(bottom) + 1])
+        boxes.append([left, top, right + 1 - left, bottom + 1 - top])
     # no denser than tissue, and only where there is lung
     depth += np.minimum(filling, (TISSUE - LUNG) * lung)
 
@@ -362,7 +362,7 @@ def load(
     image_size: int = 128,
     seed: int = 0,
 ) -> DatasetDict:
-    """Phantoms in the one schema with lung_mask and boxes, NORMAL and OPACITY in turn.
+    """Phantoms in the one schema with lung_mask and objects, NORMAL and OPACITY in turn.
 
     One phantom is one patient. A split's images depend on `seed` and `image_size` alone, so more of
     one split leaves the others as they are.
@@ -397,11 +397,11 @@ def load(
                 "source": "phantom",
                 "subtype": ("none", "single", "multiple")[min(len(phantom.boxes), 2)],
                 "lung_mask": {"path": f"{name}-lungs.png", "bytes": _png(phantom.lung_mask)},
-                "boxes": phantom.boxes,
+                "objects": {"bbox": phantom.boxes, "category": [1] * len(phantom.boxes)},
             }
         )
         splits.append(split)
-    features = make_features(list(CLASSES), optional=("subtype", "lung_mask", "boxes"))
+    features = make_features(list(CLASSES), optional=("subtype", "lung_mask", "objects"))
     columns = {column: [row[column] for row in rows] for column in features}
     return build(columns, splits, features)
 

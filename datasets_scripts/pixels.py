@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from datasets import Dataset, Image
@@ -31,6 +31,36 @@ STORED = ("image", "lung_mask")  # columns that hold encoded images
 T = TypeVar("T")
 
 
+class Pixels:
+    """Decoded images, uint16 (K, size, size), read from their file where they are asked for.
+
+    The file holds 8 bits a pixel where that loses nothing: where all are 8-bit images that no
+    resizing gave levels between.
+
+    Args:
+        stored: uint8 or uint16 (K, size, size).
+    """
+
+    dtype = np.dtype(np.uint16)
+
+    def __init__(self, stored: np.memmap) -> None:
+        self.stored, self.shape = stored, stored.shape
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, rows: int | slice | list[int] | np.ndarray) -> np.ndarray:
+        return _widen(self.stored[rows])
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+def _widen(pixels: np.ndarray) -> np.ndarray:
+    """8 bits as 16 at full scale; 16 as they are."""
+    return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * 257
+
+
 class Decoded(NamedTuple):
     """What `read_pixels` gives.
 
@@ -40,7 +70,7 @@ class Decoded(NamedTuple):
         warnings: {what was noticed while reading, numbers left out: images}.
     """
 
-    pixels: np.memmap
+    pixels: Pixels
     kept: np.ndarray
     warnings: dict[str, int]
 
@@ -226,9 +256,13 @@ def _write(
     # A lock may not reach the other containers that share a folder; a name of its own does.
     partial = cache_file.with_name(f"{cache_file.name}.{secrets.token_hex(8)}.partial")
     facts_partial = partial.with_name(f"{partial.name}.json")
+    dtype = np.uint8  # until an image needs more
     try:
-        with open(partial, "wb") as file, ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
-            # plain writes, not a writable map: a full disk is then an error and not a crash
+        # plain writes, not a writable map: a full disk is then an error and not a crash
+        with (
+            open(partial, "w+b") as file,
+            ThreadPoolExecutor(num_workers or os.cpu_count()) as pool,
+        ):
             results = in_order(pool, attempt, len(dataset))
             for row, result in enumerate(
                 tqdm(results, total=len(dataset), desc=desc, unit="image")
@@ -237,12 +271,17 @@ def _write(
                     problems.append(result)
                     left_out.append(row)
                     continue
-                file.write(result[0].tobytes())
+                pixels = result[0]
+                if dtype == np.uint8 and (pixels >> 8 != pixels & 255).any():
+                    dtype = np.uint16
+                    _widen_file(file, size * size)
+                file.write(pixels.astype(dtype).tobytes())  # of the two equal bytes, one
                 noticed.update({re.sub(r"\d[\d.,]*\b", "N", text) for text in result[1]})
             report_unreadable(len(dataset), problems, max_unreadable)
             file.flush()
             os.fsync(file.fileno())
         facts = {"images": len(dataset), "left_out": left_out, "warnings": dict(noticed)}
+        facts["dtype"] = np.dtype(dtype).name
         with open(facts_partial, "w") as file:
             json.dump(facts, file)
             file.flush()
@@ -252,6 +291,16 @@ def _write(
     finally:
         partial.unlink(missing_ok=True)
         facts_partial.unlink(missing_ok=True)
+
+
+def _widen_file(file: BinaryIO, size: int) -> None:
+    """Makes images of `size` pixels, 8 bits each, ones of 16, from the last one to the first."""
+    for number in reversed(range(file.tell() // size)):
+        file.seek(number * size)
+        pixels = np.frombuffer(file.read(size), np.uint8)
+        file.seek(2 * number * size)
+        file.write(_widen(pixels))
+    file.seek(0, os.SEEK_END)
 
 
 def _facts_file(cache_file: Path) -> Path:
@@ -278,11 +327,11 @@ def _reopen(cache_file: Path, count: int, size: int) -> Decoded | None:
         return None
     if facts["images"] != count:
         return None
-    kept = np.setdiff1d(np.arange(count), facts["left_out"])
-    if length != len(kept) * size * size * 2:
+    kept, dtype = np.setdiff1d(np.arange(count), facts["left_out"]), np.dtype(facts["dtype"])
+    if length != len(kept) * size * size * dtype.itemsize:
         return None
-    pixels = np.memmap(cache_file, np.uint16, "r", shape=(len(kept), size, size))
-    return Decoded(pixels, kept, facts["warnings"])
+    stored = np.memmap(cache_file, dtype, "r", shape=(len(kept), size, size))
+    return Decoded(Pixels(stored), kept, facts["warnings"])
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:

@@ -183,7 +183,7 @@ def load_cxr_dataset(
         for name, its in found
     ]
     names = [str(its or name) for name, its in found]
-    return check_usable(merge(sets, names, _people), " and ".join(names))
+    return check_usable(merge(sets, names, people_of), " and ".join(names))
 
 
 def _load(source: str, path: str | Path | None, options: dict[str, Any]) -> DatasetDict:
@@ -211,7 +211,7 @@ def _load(source: str, path: str | Path | None, options: dict[str, Any]) -> Data
     return load(path if about.remote else Path(path).expanduser(), **options)
 
 
-def _people(name: str) -> str | None:
+def people_of(name: str) -> str | None:
     """The source whose patients the images of a source are; None where nothing is known of it."""
     source = find_source(name)
     if source is None or not source.population:

@@ -22,7 +22,7 @@ from datasets import DatasetDict
 from pydicom.errors import InvalidDicomError
 from tqdm.auto import tqdm
 
-from datasets_scripts.boxes import fit_boxes
+from datasets_scripts.boxes import fit_boxes, stored_size
 from datasets_scripts.files import DICOM_SUFFIXES, find_listed
 from datasets_scripts.schema import Source, assemble
 from datasets_scripts.tables import (
@@ -61,7 +61,7 @@ TABLE, DETAILS = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
 MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
 COLUMNS = ("patientId", "x", "y", "width", "height", "Target")
 SIDE = 1024  # pixels, of the images as they are downloaded
-HEADER = ("PatientAge", "PatientSex", "ViewPosition")
+HEADER = ("PatientAge", "PatientSex", "ViewPosition", "Columns", "Rows")
 
 
 def recognise(path: Path) -> bool:
@@ -114,14 +114,18 @@ def read_patients(path: Path) -> dict[str, str]:
         ) from error
 
 
-def _header(file: Path) -> tuple[float | None, str | None, str | None]:
-    """Age in years, sex and view of a DICOM file; None where it does not say."""
+def _header(file: Path) -> tuple[dict[str, float | str | None], tuple[int, int] | None]:
+    """View, age in years and sex, and width and height in pixels; None what it does not say."""
+    if file.suffix.casefold() not in DICOM_SUFFIXES:
+        return dict.fromkeys(("view", "age", "sex")), None
     try:
         found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER))
     except InvalidDicomError as error:
         raise ValueError(f"{file} is no DICOM file: download it again.") from error
-    age, sex, view = (str(found.get(name) or "") for name in HEADER)
-    return age_or_none(age), sex or None, view or None
+    age, sex, view = (str(found.get(name) or "") for name in HEADER[:3])
+    told = {"view": view or None, "age": age_or_none(age), "sex": sex or None}
+    size = found.get("Columns"), found.get("Rows")
+    return told, None if None in size else size
 
 
 def load(path: str | Path, *, images: str | None = None, **options: Any) -> DatasetDict:
@@ -157,9 +161,10 @@ def load(path: str | Path, *, images: str | None = None, **options: Any) -> Data
         )
     records = []
     for name, file in tqdm(files.items(), desc="reading headers", unit="image", delay=1):
-        is_dicom = file.suffix.casefold() in DICOM_SUFFIXES
-        age, sex, view = _header(file) if is_dicom else (None, None, None)
-        drawn = fit_boxes(boxes[name], SIDE, file, table) if boxes[name] else []
+        told, size = _header(file)
+        drawn = []
+        if boxes[name]:
+            drawn = fit_boxes(boxes[name], SIDE, size or stored_size(file), file.name, table)
         records.append(
             {
                 "image": str(file),
@@ -170,9 +175,7 @@ def load(path: str | Path, *, images: str | None = None, **options: Any) -> Data
                 "patient_id": patients.get(name, name),
                 "source": SOURCE.name,
                 "subtype": shows.get(name),
-                "view": view,
-                "age": age,
-                "sex": sex,
+                **told,
                 "objects": {"bbox": drawn, "category": [CLASSES[1]] * len(drawn)},
             }
         )

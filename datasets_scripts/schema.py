@@ -38,7 +38,6 @@ OPTIONAL = {
     "lung_mask": Image(),
     "original_width": Value("int32"),  # pixels, before any resizing
     "original_height": Value("int32"),
-    "boxes": List(List(Value("int32"))),  # pixels, [x0, y0, x1, y1], half-open
     "weight": Value("float32"),  # how often training draws the image, beside others
 }
 RECORD = ("image", "label", "unknown", "name", "path", "split", "patient_id", "source")

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedCo
 from transformers.utils import cached_file, extract_commit_hash
 
 from modeling import load_model
+from modeling.factory import split_commit
 from modeling.image_cxr import FULL_SCALE, CxrImage
 from modeling.modeling_cxr import REGISTRY
 from modeling.pretrained import first_line
@@ -113,10 +114,10 @@ def _own(name: str) -> Encoder:
     model, processor = load_model(name)
 
     def prepare(image: CxrImage, shape: Shape) -> torch.Tensor:
-        return processor.normalize(processor.resize(image.pixels, shape)[None])[0]
+        return processor.normalize(processor.prepare(image.pixels, shape)[None])[0]
 
     pooling = "features before the head"
-    return Encoder(name, _commit(name, None), pooling, model, prepare, model.embed)
+    return Encoder(name, _commit(*split_commit(name)), pooling, model, prepare, model.embed)
 
 
 def _transformers(name: str, revision: str | None) -> Encoder:

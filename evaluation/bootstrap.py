@@ -104,6 +104,39 @@ def no_interval(resampled: np.ndarray, num_patients: int) -> str | None:
     return None
 
 
+def mean_entries(
+    values: np.ndarray, patient_ids: np.ndarray, num_resamples: int, seed: int
+) -> list[dict]:
+    """The mean of each column over the images where it is defined, with its interval.
+
+    Args:
+        values: float64 (N, M), NaN where undefined.
+        patient_ids: str (N,).
+        num_resamples: of patients; 0 leaves the intervals out.
+        seed: of the resamples.
+
+    Returns:
+        For each column `{"value", "low", "high", "n"}`, n counting the images where it is defined;
+        one defined in no image is `{"value": None, "reason", "n": 0}`.
+    """
+    defined = ~np.isnan(values)
+    filled, counted = np.where(defined, values, 0), defined.astype(np.float64)
+    means, entries = np.empty((0, values.shape[1])), []
+    for weights in resample_weights(patient_ids, num_resamples, seed):
+        size = weights @ counted
+        block = np.divide(weights @ filled, size, out=np.full(size.shape, np.nan), where=size > 0)
+        means = np.concatenate([means, block])
+    for k, found in enumerate(defined.T):
+        number = int(found.sum())
+        if number == 0:
+            entries.append({"value": None, "reason": "undefined in every image", "n": 0})
+            continue
+        value, patients = float(values[found, k].mean()), len(np.unique(patient_ids[found]))
+        bounds = interval(value, means[:, k], patients, "linear")
+        entries.append({"value": value, **bounds, "n": number})
+    return entries
+
+
 def calibration_error(gaps: np.ndarray, resampled: np.ndarray, num_patients: int) -> dict:
     """The expected calibration error of binned gaps: its value, debiased value and interval.
 

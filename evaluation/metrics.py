@@ -5,8 +5,11 @@ the rows of `resample_weights` its bootstrap distribution. A class counts over t
 it is known.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +36,7 @@ METRIC_NAMES = {
 CALIBRATION_ERRORS = ("ece", "ece_mass")
 
 ECE_BINS = 15
+BLOCK_COUNTS = 200_000  # of images and resamples whose curves are taken at once: a core's cache
 
 _TWO_GROUPS = "needs images with and without {name}"
 _NEEDS = {
@@ -102,36 +106,40 @@ def bootstrap_statistics(
     specificities: Sequence[float] = (0.9,),
     sensitivities: Sequence[float] = (0.95,),
     prevalences: Sequence[float] = (0.1,),
+    micro: bool = True,
 ) -> Bootstrap:
     """What `metrics_of` and `compare_bootstraps` work on, so that each bootstrap runs once.
 
-    Arguments and errors are those of `compute_metrics`.
+    Arguments and errors are those of `compute_metrics`; `micro` tells whether several labels are
+    measured as all pairs of image and class, too.
     """
     targets = checked_targets(specificities, sensitivities, prevalences)
     num_images, num_classes = predictions.logits.shape
-    groups = {key: _Group(found) for key, found in one_vs_rest(predictions).items()}
-    if predictions.multi_label:
-        groups["micro"] = _Group(_all_pairs(predictions))
+    tasks: dict[int | str, OneVsRest] = dict(one_vs_rest(predictions))
+    if predictions.multi_label and micro:
+        tasks["micro"] = _all_pairs(predictions)
+    groups = {key: _Group(one, num_images) for key, one in tasks.items()}
+    longest_first = sorted(groups, key=lambda key: len(groups[key].ranked), reverse=True)
     right = predictions.labels == predictions.decisions
 
     def of(weights: np.ndarray) -> dict[Key, np.ndarray]:
+        counts = weights.astype(np.int32)  # whole numbers, added up several times as fast
+        measured = {
+            key: pool.submit(groups[key].statistics, weights, counts, targets)
+            for key in longest_first
+        }
         found = {
             (key, *metric): values
-            for key, group in groups.items()
-            for metric, values in group.statistics(weights, targets).items()
+            for key in groups
+            for metric, values in measured[key].result().items()
         }
         if _task(predictions) == "multi_class":
             found[None, "accuracy", None] = weights @ right / weights.sum(axis=1)
         return found
 
-    # In as many pieces as classes: the micro average has a column an image and class.
-    pieces = [
-        of(rows)
-        for weights in resample_weights(predictions.patient_id, num_resamples, seed)
-        for rows in np.array_split(weights, num_classes)
-        if len(rows)
-    ]
-    values = of(np.ones((1, num_images)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy releases the interpreter's lock
+        pieces = list(map(of, resample_weights(predictions.patient_id, num_resamples, seed)))
+        values = of(np.ones((1, num_images)))
     resampled = {
         key: np.concatenate([piece[key] for piece in pieces]) if pieces else values[key][:0]
         for key in values
@@ -308,24 +316,17 @@ def cumulative_counts(
         to all of them.
     """
     order, ends = _ranking(scores)
-    counts = [_counts_at(positive[order], ends, row[order]) for row in weights]
-    return tuple(np.array(counts, dtype=np.float64).reshape(-1, 2, len(ends) + 1).swapaxes(0, 1))
+    counts = np.zeros((2, len(weights), len(ends) + 1))
+    for row, drawn in enumerate(weights[:, order]):
+        for passed, group in zip(counts, (positive[order], ~positive[order])):
+            passed[row, 1:] = (drawn * group).cumsum()[ends]
+    return counts[0], counts[1]
 
 
 def _ranking(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The order from the largest score, (N,), and where in it the T distinct ones end, (T,)."""
     order = np.argsort(-scores)
     return order, np.flatnonzero(np.diff(scores[order], append=-np.inf))
-
-
-def _counts_at(
-    positive: np.ndarray, ends: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """A row of what `cumulative_counts` gives, of what is ranked already: both int64 (T + 1,)."""
-    weights = weights.astype(np.int64)  # whole numbers, added up several times as fast
-    passed = (weights * group for group in (positive, ~positive))
-    counts = [np.concatenate([[0], one.cumsum()[ends]]) for one in passed]
-    return counts[0], counts[1]
 
 
 def format_metric(entry: dict, digits: int = 3) -> str:
@@ -412,15 +413,26 @@ def nested(flat: dict[Key, dict]) -> dict[int | str | None, dict]:
 class _Group:
     """What does not change between resamples, of one class or of all pairs."""
 
-    def __init__(self, one: OneVsRest) -> None:
-        self.image = one.image
-        self.cells = _cells(one.positive, one.decided).astype(np.float64)
-        order, self.ends = _ranking(one.log_odds)
-        self.order, self.ranked = order, one.positive[order]
+    def __init__(self, one: OneVsRest, num_images: int) -> None:
+        by_image = partial(np.bincount, one.image, minlength=num_images)  # sums over its entries
+        cells = _cells(one.positive, one.decided)
+        self.cells = np.stack([by_image(cell) for cell in cells.T], axis=1)
+        order, ends = _ranking(one.log_odds)
+        # All of a curve follows from its H thresholds at which a positive passes: how many entries
+        # pass those before, and these, of all and of the positives.
+        self.ranked, positive = one.image[order], one.positive[order]
+        self.positives = self.ranked[positive]
+        threshold = np.searchsorted(ends, np.flatnonzero(positive))
+        self.hit = np.unique(threshold)
+        self.before, self.after = np.append(0, ends + 1)[[self.hit, self.hit + 1]]
+        self.positives_after = np.searchsorted(threshold, self.hit, side="right")
+        self.rows = max(1, BLOCK_COUNTS // max(1, len(order)))
+        # The recall that each threshold adds; 0 for others, so that all sums are rounded alike.
+        self.recalled = np.zeros((self.rows, len(ends)))
         probability = np.exp(-np.logaddexp(0, -one.log_odds))
         error = probability - one.positive
-        self.squares = error**2
-        self.loss = np.logaddexp(0, np.where(one.positive, -one.log_odds, one.log_odds))
+        self.squares = by_image(error**2)
+        self.loss = by_image(np.logaddexp(0, np.where(one.positive, -one.log_odds, one.log_odds)))
         # Naeini et al. 2015, on the probability of the positive class: a bin's n_bin / n times
         # |mean(y) - mean(p)| is |sum(y - p)| / n, so one product gives all bins of all resamples.
         width_bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)
@@ -428,28 +440,28 @@ class _Group:
         below = np.searchsorted(np.sort(one.log_odds), one.log_odds)
         mass_bins = below * ECE_BINS // max(1, len(below))
         self.binned = [
-            error[:, None] * (bins[:, None] == np.arange(ECE_BINS))
+            np.stack([by_image(error * (bins == one_bin)) for one_bin in range(ECE_BINS)], axis=1)
             for bins in (width_bins, mass_bins)
         ]
 
     def statistics(
-        self, weights: np.ndarray, targets: dict[str, Sequence[float]]
+        self, weights: np.ndarray, counts: np.ndarray, targets: dict[str, Sequence[float]]
     ) -> dict[tuple[str, str | None], np.ndarray]:
         """Every metric for weights (R, N), how often each image counts; see `Bootstrap.values`.
 
         Args:
             weights: float64, whole numbers.
+            counts: int32, the same.
             targets: the rates to hold, under "sensitivity_at_specificity",
                 "specificity_at_sensitivity" and "at_prevalence".
         """
-        if not np.array_equal(self.image, np.arange(weights.shape[1])):
-            weights = weights.take(self.image, axis=1)
-        total = weights.sum(axis=1)
         tn, fp, fn, tp = (weights @ self.cells).T
         positives, negatives = tp + fn, tn + fp
+        total = positives + negatives
         sensitivity, specificity = _ratio(tp, positives), _ratio(tn, negatives)
-        curves = [self._curve(row, targets) for row in weights]
-        area, recalled, *reached = np.array(curves).reshape(len(weights), -1).T
+        blocks = (slice(k, k + self.rows) for k in range(0, len(counts), self.rows))
+        curves = [self._curves(counts[block], negatives[block], targets) for block in blocks]
+        area, recalled, *reached = np.concatenate(curves, axis=1)
         # In this order a perfect table gives exactly 1: the root of a rounded square is exact.
         margins = ((tp + fp) * positives) * ((tn + fn) * negatives)
         gaps = [_ratio(weights @ binned, total[:, None]) for binned in self.binned]
@@ -487,27 +499,50 @@ class _Group:
             found["npv_at_prevalence", f"{target:g}"] = npv
         return found
 
-    def _curve(self, weights: np.ndarray, targets: dict[str, Sequence[float]]) -> list[float]:
-        """What is read off the curves of one resample, (N,): counts, not yet shares.
+    def _curves(
+        self, counts: np.ndarray, negatives: np.ndarray, targets: dict[str, Sequence[float]]
+    ) -> np.ndarray:
+        """What is read off the curves of resamples: counts, not yet shares.
 
-        They are taken resample by resample: a block of them would be too large to stay at hand.
+        Args:
+            counts: int32 (R, N), R at most `self.rows`.
+            negatives: float64 (R,), how many of the entries these draw.
+            targets: see `statistics`.
 
         Returns:
-            The area under false positives against true ones; the precision, summed over the true
-            positives; the true positives at each specificity held, and the true negatives at each
-            sensitivity.
+            float64 (2 + targets, R): the area under false positives against true ones; the
+            precision, summed over the true positives; the true positives at each specificity held,
+            and the true negatives at each sensitivity.
         """
-        tp, fp = _counts_at(self.ranked, self.ends, weights[self.order])
-        area = (np.diff(fp) * (tp[1:] + tp[:-1])).sum() / 2
+        passed = counts.take(self.ranked, axis=1).cumsum(axis=1, dtype=np.int32)
+        positives = counts.take(self.positives, axis=1).cumsum(axis=1, dtype=np.int32)
+        before, after = _first(passed, self.before), _first(passed, self.after)
+        none = np.zeros((len(counts), 1), np.int64)
+        tp = np.concatenate([none, _first(positives, self.positives_after)], axis=1)
+        fp = np.concatenate([none, after - tp[:, 1:]], axis=1)
+        added = np.diff(tp)
+        # Each positive stands above the negatives that do not pass before it, ties by half.
+        above = 2 * negatives[:, None] - fp[:, 1:] - (before - tp[:, :-1])
+        recalled = self.recalled[: len(counts)]
         # Where no drawn image passes the threshold, no recall is added, and 0 / 1 will do.
-        precision = tp[1:] / np.maximum(tp + fp, 1)[1:]
-        found = [area, (np.diff(tp) * precision).sum()]
+        recalled[:, self.hit] = added * (tp[:, 1:] / np.maximum(after, 1))
+        found = [(added * above).sum(axis=1) / 2, recalled.sum(axis=1)]
         # 1e-9 of an image: a target times a count need not be whole where it should be.
         for target in targets["sensitivity_at_specificity"]:
-            found.append(tp[np.searchsorted(fp, (1 - target) * fp[-1] + 1e-9, side="right") - 1])
+            reached = fp[:, 1:] <= (1 - target) * negatives[:, None] + 1e-9
+            found.append(np.take_along_axis(tp, reached.sum(axis=1, keepdims=True), 1)[:, 0])
         for target in targets["specificity_at_sensitivity"]:
-            found.append(fp[-1] - fp[np.searchsorted(tp, target * tp[-1] - 1e-9)])
-        return found
+            below = tp < target * tp[:, -1:] - 1e-9
+            wrong = np.take_along_axis(fp, below.sum(axis=1, keepdims=True), 1)[:, 0]
+            found.append(negatives - wrong)
+        return np.array(found)
+
+
+def _first(sums: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The sums over the first `numbers` (H,) entries, int64 (R, H), of cumulative ones (R, M)."""
+    found = sums.take(numbers - 1, axis=1).astype(np.int64)
+    found[:, numbers == 0] = 0
+    return found
 
 
 def _cells(positive: np.ndarray, decided: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
-from evaluation.bootstrap import interval, resample_weights
+from evaluation.bootstrap import mean_entries
 from evaluation.predictions import write_text
 
 # The columns of saliency.csv: what names a row, and the numbers.
@@ -80,11 +80,11 @@ def measure_heatmap(
     return found
 
 
-def boxes_mask(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.ndarray:
-    """The inside of any box: bool (height, width).
+def boxes_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """The inside of any box, its edges rounded to whole pixels: bool (height, width).
 
     Args:
-        boxes: [x0, y0, x1, y1] each, in pixels, half-open.
+        boxes: [x, y, width, height] each, in pixels of the image.
         height: of the image, in pixels.
         width: likewise.
 
@@ -92,10 +92,13 @@ def boxes_mask(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.nd
         ValueError: a box that is empty or reaches out of the image.
     """
     mask = np.zeros((height, width), dtype=bool)
-    for x0, y0, x1, y1 in boxes:
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(f"box {[x0, y0, x1, y1]} does not fit an image {width} x {height}.")
-        mask[y0:y1, x0:x1] = True
+    for x, y, across, down in boxes:
+        left, top, right, bottom = np.rint([x, y, x + across, y + down]).astype(int).tolist()
+        inside = 0 <= left <= right <= width and 0 <= top <= bottom <= height
+        if not (inside and across > 0 and down > 0):
+            box = ", ".join(f"{side:g}" for side in (x, y, across, down))
+            raise ValueError(f"box [{box}] does not fit an image {width} x {height}.")
+        mask[top:bottom, left:right] = True
     return mask
 
 
@@ -186,7 +189,7 @@ def randomization_check(
             "patient ids, do not fit; give (N, H, W), (S, N, H, W) and N."
         )
     pairs = [[_spearman(*pair) for pair in zip(before, stage)] for stage in after]
-    return _mean_entries(np.transpose(pairs), np.asarray(patient_ids), num_resamples, seed)
+    return mean_entries(np.transpose(pairs), np.asarray(patient_ids), num_resamples, seed)
 
 
 def write_saliency(path: str | Path, rows: Sequence[dict]) -> None:
@@ -265,7 +268,7 @@ def summarize_saliency(
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         patients = np.array([row["patient_id"] for row in own])
-        entries = _mean_entries(_values(own, MEASURES), patients, num_resamples, seed)
+        entries = mean_entries(_values(own, MEASURES), patients, num_resamples, seed)
         found[model] = dict(zip(MEASURES, entries))
     return found
 
@@ -298,7 +301,7 @@ def compare_saliency(
     measures = [name for name in MEASURES if name != "lung_area"]
     difference = _values(paired[0], measures) - _values(paired[1], measures)
     patients = np.array([patient for _, patient in keys[0]])
-    return dict(zip(measures, _mean_entries(difference, patients, num_resamples, seed)))
+    return dict(zip(measures, mean_entries(difference, patients, num_resamples, seed)))
 
 
 def _check_heatmap(heatmap: np.ndarray) -> None:
@@ -355,25 +358,3 @@ def _values(rows: Sequence[dict], measures: Sequence[str]) -> np.ndarray:
     columns = {c: np.array([row.get(c) for row in rows], dtype=np.float64) for c in COLUMNS}
     columns["energy_gain"] = columns["energy_in_lungs"] - columns["lung_area"]
     return np.stack([columns[measure] for measure in measures], axis=1)
-
-
-def _mean_entries(
-    values: np.ndarray, patient_ids: np.ndarray, num_resamples: int, seed: int
-) -> list[dict]:
-    """An entry for each column of values (N, M), over the rows where it is not NaN."""
-    defined = ~np.isnan(values)
-    filled, counted = np.where(defined, values, 0), defined.astype(np.float64)
-    means, entries = np.empty((0, values.shape[1])), []
-    for weights in resample_weights(patient_ids, num_resamples, seed):
-        size = weights @ counted
-        block = np.divide(weights @ filled, size, out=np.full(size.shape, np.nan), where=size > 0)
-        means = np.concatenate([means, block])
-    for k, found in enumerate(defined.T):
-        number = int(found.sum())
-        if number == 0:
-            entries.append({"value": None, "reason": "undefined in every image", "n": 0})
-            continue
-        value, patients = float(values[found, k].mean()), len(np.unique(patient_ids[found]))
-        bounds = interval(value, means[:, k], patients, "linear")
-        entries.append({"value": value, **bounds, "n": number})
-    return entries

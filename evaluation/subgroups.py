@@ -87,7 +87,8 @@ def subgroups(
         num_small, found = 0, {}
         for value, members in groups.items():
             if members.sum() >= MIN_GROUP:
-                own = bootstrap_statistics(predictions.take(members), num_resamples, seed)
+                part = predictions.take(members)
+                own = bootstrap_statistics(part, num_resamples, seed, micro=False)
                 metrics = _group_metrics(predictions, members, own)
                 found[value] = _row(predictions, name, value, members) | metrics, own
             else:

@@ -10,10 +10,13 @@ _PLACES = {
     "CxrDenseNetForImageClassification": "densenet_cxr",
     "CxrImageClassificationPipeline": "pipeline_cxr",
     "CxrImageProcessor": "image_processing_cxr",
+    "CxrLungSegmenter": "segmentation_cxr",
+    "CxrLungSegmenterConfig": "segmentation_cxr",
     "CxrTimmConfig": "timm_cxr",
     "CxrTimmForImageClassification": "timm_cxr",
     "create_model": "factory",
     "load_model": "factory",
+    "load_segmenter": "factory",
 }
 __all__ = list(_PLACES)
 

@@ -85,7 +85,7 @@ class CxrConfig(PretrainedConfig):
     """
 
     # `Trainer` then hands the logits alone to `compute_metrics`, as it does for other classifiers.
-    keys_to_ignore_at_inference = ["probabilities", "outlier_score"]
+    keys_to_ignore_at_inference = ["probabilities", "outlier_score", "head_logits"]
 
     def __init__(
         self,
@@ -274,3 +274,43 @@ class CxrConfig(PretrainedConfig):
             raise ValueError(
                 f"focal_alpha weighs two classes, not {self.num_labels}; use class_weights instead."
             )
+
+
+# ------------------------------------------------------------------- checks that families share
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Refuses heads of an attention that do not divide its width.
+
+    Raises:
+        ValueError: they do not; those that do are named.
+    """
+    if embed_dim < 1:
+        raise ValueError(f"embed_dim is {embed_dim}; it is 1 or more.")
+    if num_heads < 1 or embed_dim % num_heads:
+        divisors = [n for n in range(1, embed_dim + 1) if embed_dim % n == 0]
+        near = sorted(sorted(divisors, key=lambda n: abs(n - num_heads))[:4])
+        raise ValueError(
+            f"num_heads is {num_heads}, which does not divide embed_dim {embed_dim}; near it, "
+            f"{', '.join(map(str, near))} do."
+        )
+
+
+def check_multiple(name: str, value: int, factor: int, what: str) -> None:
+    """Refuses a value that is no multiple of a factor.
+
+    Args:
+        name: of the value.
+        value: 1 or more.
+        factor: what divides it.
+        what: what the factor is, for the reader.
+
+    Raises:
+        ValueError: it is none; the nearest that are, are named.
+    """
+    if value < 1 or value % factor:
+        low = max(value // factor, 1) * factor
+        raise ValueError(
+            f"{name} is {value}; it takes multiples of {factor} ({what}), such as {low} or "
+            f"{low + factor}."
+        )

@@ -58,7 +58,7 @@ def convert_chexnet(
         checkpoint: what `torch.save` wrote of a state dict.
         output: the folder to make.
         trained_on: lists of the training images, a line an image that begins with its file name
-            (.txt or .txt.gz); validate.py then refuses to judge the model on them.
+            (.txt or .txt.gz); validate.py then refuses to judge the model on their patients.
 
     Raises:
         ValueError: a checkpoint of another network or whose pickle would run code, an empty list,

@@ -77,7 +77,7 @@ def is_dicom(content: bytes) -> bool:
     return content[128:132] == b"DICM" or any(start.match(content) for start in BARE_STARTS)
 
 
-def read_dicom(content: bytes, name: str) -> CxrImage:
+def read_dicom(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> CxrImage:
     """A chest X-ray from a DICOM file, as a viewer first shows it.
 
     The first frame is decoded, then go the Modality LUT or rescale, the first VOI LUT or else the
@@ -99,6 +99,7 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
     Args:
         content: the file's bytes.
         name: what errors call the file.
+        max_pixels: of the image.
 
     Returns:
         The image; its age in years comes from PatientAge.
@@ -111,8 +112,11 @@ def read_dicom(content: bytes, name: str) -> CxrImage:
     try:
         syntax, header = read_data_set(content)
         warnings = [*_scope_warnings(header), *_shape_warnings(header)]
+        if "PixelData" not in header:
+            raise ValueError("it has no pixel data")
+        check_shape((header.word("Columns"), header.word("Rows")), name, max_pixels)
         age = _age(header, warnings)
-        stored, bits = _stored_values(header, syntax, name, warnings)
+        stored, bits = _stored_values(header, syntax, warnings)
         with np.errstate(all="ignore"):  # damaged numbers are found by their result
             pixels = _render(stored, bits, header, warnings)
     except ValueError as error:
@@ -182,14 +186,9 @@ def _age(header: DataSet, warnings: list[str]) -> float | None:
     return int(match[1]) * DAYS[match[2]] / DAYS["Y"] if match else None
 
 
-def _stored_values(
-    header: DataSet, syntax: str, name: str, warnings: list[str]
-) -> tuple[np.ndarray, int]:
+def _stored_values(header: DataSet, syntax: str, warnings: list[str]) -> tuple[np.ndarray, int]:
     """The first frame as unsigned (h, w), and how many of a value's bits are used."""
-    if "PixelData" not in header:
-        raise ValueError("it has no pixel data")
     rows, columns = header.word("Rows"), header.word("Columns")
-    check_shape((columns, rows), name)
     photometric = header.text("PhotometricInterpretation").upper()
     if photometric not in GREYS + COLOURS:
         given = _quote(photometric) if photometric else "missing"

@@ -16,15 +16,16 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .configuration_cxr import FITTED, CxrConfig, spelled_alike
 from .image_processing_cxr import CxrImageProcessor
-from .modeling_cxr import REGISTRY, CxrClassifier
+from .modeling_cxr import PRESETS, REGISTRY, CxrClassifier, CxrPreTrainedModel
 from .pretrained import first_line, load_imagenet
+from .segmentation_cxr import CxrLungSegmenter
 
 # Every file that travels is read, so that a new family is known by its file alone.
 for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
     if _module.name.endswith("_cxr"):
         importlib.import_module(f".{_module.name}", __package__)
 # Here and not in `register`, which travels: one saved folder's code would load another's weights.
-for _model in REGISTRY.values():
+for _model in dict.fromkeys(REGISTRY.values()):  # a family may have several names
     AutoConfig.register(_model.config_class.model_type, _model.config_class)
     getattr(transformers, _model.auto_model).register(_model.config_class, _model)
 
@@ -45,8 +46,9 @@ def create_model(
     """Makes a model with a head for `class_names`, and the processor that feeds it.
 
     Args:
-        name: of a family ("baseline", "densenet121", ...), any timm name, or a folder or Hub id of
-            a model saved by this project, whose heads follow the classes, see `from_pretrained`.
+        name: of a family ("baseline", "densenet121", ...), any timm name, or a folder, Hub id or
+            id@commit of a model saved by this project, whose heads follow the classes, see
+            `from_pretrained`.
         class_names: in the order of the label indices.
         image_size: side of the input, pixels; None is 224, or the saved model's own.
         pretrained: start from ImageNet weights, True for timm's of that name on the Hub, or a file
@@ -78,7 +80,7 @@ def create_model(
         )
     config_class = families[name].config_class
     _check_options(config_class, options)
-    config = config_class(**options)
+    config = config_class(**PRESETS[name] | options)
     model = families[name](config)
     statistics = load_imagenet(model, pretrained) if pretrained else {}
     return model, CxrImageProcessor(config.image_size, config.num_channels, **statistics)
@@ -96,20 +98,52 @@ def _check_options(config_class: type[CxrConfig], options: dict[str, Any]) -> No
             )
 
 
+def split_commit(name: str) -> tuple[str, str]:
+    """A folder or a Hub id, and the commit, branch or tag that follows it after an @; else "main".
+
+    The two are what `from_pretrained` and `cached_file` take as the model and its `revision`.
+    """
+    if Path(name).is_dir():
+        return name, "main"
+    model_id, _, revision = name.partition("@")
+    return model_id, revision or "main"
+
+
 def load_model(name: str) -> tuple[CxrClassifier, CxrImageProcessor]:
     """A model saved by this project as it is, in evaluation mode, and the processor that feeds it.
 
     Args:
-        name: a folder or Hub id.
+        name: a folder, a Hub id or id@commit; its weights are safetensors.
 
     Raises:
         ValueError: another kind of model, or one without this project's image processor.
         OSError: there is no such model, its weights are damaged, or the Hub cannot be reached.
     """
+    return _load(name, _classifiers(), "classifier")
+
+
+def load_segmenter(name: str) -> tuple[CxrLungSegmenter, CxrImageProcessor]:
+    """A lung segmenter saved by this project, in evaluation mode, and the processor that feeds it.
+
+    Args:
+        name: a folder, a Hub id or id@commit.
+
+    Raises:
+        ValueError, OSError: see `load_model`.
+    """
+    return _load(name, {"lungs": CxrLungSegmenter}, "lung segmenter")
+
+
+def _load(
+    name: str, families: dict[str, type[CxrPreTrainedModel]], kind: str
+) -> tuple[CxrPreTrainedModel, CxrImageProcessor]:
     _refuse_file(name)
-    model_class, config = _load_config(name)
+    model_class, config = _load_config(name, families, kind)
     with _loading_weights(name):
-        model = model_class.from_pretrained(name, config=config).eval()
+        source, revision = split_commit(name)
+        model = model_class.from_pretrained(
+            source, config=config, revision=revision, use_safetensors=True
+        ).eval()
     return model, _load_processor(name)
 
 
@@ -134,10 +168,13 @@ def _loading_weights(name: str) -> Iterator[None]:
         raise OSError(f"the weights of {name} are damaged ({first_line(error)}).") from error
 
 
-def _load_config(name: str) -> tuple[type[CxrClassifier], CxrConfig]:
-    """The class and the configuration of a saved classifier."""
+def _load_config(
+    name: str, families: dict[str, type[CxrPreTrainedModel]], kind: str
+) -> tuple[type[CxrPreTrainedModel], PretrainedConfig]:
+    """The class and the configuration of a saved model of some families, which `kind` names."""
+    source, revision = split_commit(name)
     try:
-        stored, _ = PretrainedConfig.get_config_dict(name)
+        stored, _ = PretrainedConfig.get_config_dict(source, revision=revision)
         if not stored:
             raise FileNotFoundError("there is no config.json")
     except (OSError, ValueError) as error:
@@ -150,19 +187,21 @@ def _load_config(name: str) -> tuple[type[CxrClassifier], CxrConfig]:
             f"model {name!r} is neither a folder with a saved model nor a Hub id that can be "
             f"reached ({first_line(error)})."
         ) from error
-    types = {model.config_class.model_type: model for model in _classifiers().values()}
+    types = {model.config_class.model_type: model for model in families.values()}
     model_type = stored.get("model_type")
     if model_type not in types:
         raise ValueError(
-            f"{name} holds a {model_type!r} model; it takes a classifier saved by this project, or "
-            "a timm name."
+            f"{name} holds a {model_type!r} model; it takes a {kind} saved by this project"
+            f"{', or a timm name' if kind == 'classifier' else ''}."
         )
-    return types[model_type], types[model_type].config_class.from_pretrained(name)
+    model_class = types[model_type]
+    return model_class, model_class.config_class.from_pretrained(source, revision=revision)
 
 
 def _load_processor(name: str) -> CxrImageProcessor:
     try:
-        return CxrImageProcessor.from_pretrained(name)
+        source, revision = split_commit(name)
+        return CxrImageProcessor.from_pretrained(source, revision=revision)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{name} has no image processor of this project ({first_line(error)})."
@@ -172,7 +211,7 @@ def _load_processor(name: str) -> CxrImageProcessor:
 def _adapt_model(
     name: str, image_size: int | None, options: dict[str, Any]
 ) -> tuple[CxrClassifier, CxrImageProcessor]:
-    model_class, config = _load_config(name)
+    model_class, config = _load_config(name, _classifiers(), "classifier")
     if image_size is not None:
         options["image_size"] = image_size
     _check_options(type(config), options)
@@ -187,8 +226,14 @@ def _adapt_model(
     config.update(dict.fromkeys(field for field in FITTED if field not in kept))
     config = type(config).from_dict(config.to_dict() | options)
     with _loading_weights(name):
+        source, revision = split_commit(name)
         model, loading = model_class.from_pretrained(
-            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+            source,
+            config=config,
+            revision=revision,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     fresh = {key for key, *_ in loading["mismatched_keys"]} | set(loading["missing_keys"])
     body = sorted(fresh - model.head_keys())

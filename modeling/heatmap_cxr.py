@@ -5,6 +5,8 @@ What is drawn is therefore heat, Grad-CAM times the probability of the class it 
 opacity follow that product, 0 to 1, and mean the same in every image.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ CAM_METHODS = {
     "score_cam": "ScoreCAM",
     "layer_cam": "LayerCAM",
 }
+# Grad-CAM of a transformer's tokens, in a network that has feature maps beside them.
+TOKEN_METHOD = "token_grad_cam"
 
 # Heat 0, 1/4, 1/2, 3/4, 1: hues no X-ray has, red for the probabilities that matter.
 COLOURS = np.array([[255, 236, 110], [255, 196, 61], [250, 128, 30], [222, 45, 38], [165, 0, 60]])
@@ -33,14 +37,18 @@ _BLENDED = np.arange(256)[:, None] * (1 - _OPACITY[:, None]) + (_COLOUR * _OPACI
 _BLENDED = _BLENDED.round().astype(np.uint8)
 
 
-def check_method(method: str) -> None:
-    """Refuses a method that is not one of `CAM_METHODS`.
+def check_method(method: str, methods: Sequence[str]) -> None:
+    """Refuses a method that a model does not have.
+
+    Args:
+        method: of heatmaps.
+        methods: the model's `heatmap_methods`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: another one.
     """
-    if method not in CAM_METHODS:
-        raise ValueError(f"method is {method!r}; it can be {', '.join(CAM_METHODS)}.")
+    if method not in methods:
+        raise ValueError(f"method is {method!r}; it can be {', '.join(methods)}.")
 
 
 def make_heatmaps(
@@ -54,7 +62,7 @@ def make_heatmaps(
     """Heatmaps from a network's last feature maps.
 
     Args:
-        method: a key of `CAM_METHODS`; all but Grad-CAM by the grad-cam library.
+        method: `TOKEN_METHOD` or a key of `CAM_METHODS`; all but Grad-CAM by the grad-cam library.
         maps: float (B, C, h, w).
         gradients: of the explained logits by the maps, float (B, C, h, w).
         pixel_values: float (B, channels, H, W), what the maps were made of.
@@ -68,7 +76,7 @@ def make_heatmaps(
         ImportError: a method of the grad-cam package without it.
     """
     maps, gradients = maps.detach().float(), gradients.float()
-    if method == "grad_cam":
+    if method in ("grad_cam", TOKEN_METHOD):
         cam = torch.einsum("bchw,bc->bhw", maps, gradients.mean((2, 3)))
     else:
         cam = _library_cam(method, maps, gradients, pixel_values, network, targets)

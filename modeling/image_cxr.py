@@ -13,6 +13,7 @@ MAX_FILE_BYTES = 256 * 1024**2  # twice the most pixels at 16 bits
 # of Exif data makes Pillow copy all those before it; encoders write one, and one comment.
 MAX_JPEG_PARTS = 100
 MAX_FRACTIONS = 1000  # in a TIFF's tag; resolutions have one, colours six
+MAX_TIFF_PARTS = 40_000  # strips or tiles, which Pillow reads one by one; a strip a row are less
 MAX_JPEG_SEGMENTS = 1000  # a profile of colours may take 255
 FULL_SCALE = 65535
 
@@ -48,15 +49,16 @@ class CxrImage(NamedTuple):
         return height * shape[0] / whole_height, width * shape[1] / whole_width
 
 
-def check_shape(size: tuple[int, int], name: str) -> None:
+def check_shape(size: tuple[int, int], name: str, max_pixels: int = MAX_PIXELS) -> None:
     """Refuses what is too small or too large.
 
     Args:
         size: width and height.
         name: what the error calls the image.
+        max_pixels: in all.
 
     Raises:
-        ValueError: under 32 pixels a side, one 20 times the other, over 64 million pixels in all.
+        ValueError: under 32 pixels a side, one 20 times the other, over `max_pixels` in all.
     """
     width, height = size
     if min(width, height) < MIN_SIDE:
@@ -69,9 +71,9 @@ def check_shape(size: tuple[int, int], name: str) -> None:
             f"{name}: {width} x {height} pixels is too narrow for a chest X-ray; "
             f"the longer side is at most {MAX_RATIO} times the other."
         )
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ValueError(
-            f"{name}: {width} x {height} pixels is too large; the most is {MAX_PIXELS:,} in all."
+            f"{name}: {width} x {height} pixels is too large; the most is {max_pixels:,} in all."
         )
 
 
@@ -110,10 +112,15 @@ def is_slow_jpeg(content: bytes) -> bool:
     return True
 
 
-def is_slow_tiff(content: bytes) -> bool:
-    """Whether a file is a TIFF with a tag of over 1,000 fractions, each of which Pillow reduces.
+FRACTIONS = (5, 10)  # kinds of TIFF values, unsigned and signed
+PARTS = (273, 324)  # TIFF tags: where the strips lie, or the tiles
 
-    Looked at are the tags of the first image.
+
+def is_slow_tiff(content: bytes) -> bool:
+    """Whether a file is a TIFF of over 40,000 strips or tiles, or a tag of over 1,000 fractions.
+
+    Pillow reads the ones and reduces the others one by one. Looked at are the tags of the first
+    image.
     """
     order = {b"II": "<", b"MM": ">"}.get(content[:2])
     if order is None:
@@ -126,8 +133,10 @@ def is_slow_tiff(content: bytes) -> bool:
         (tags,) = struct.unpack_from(f"{order}{number}", content, start)
         start += struct.calcsize(number)
         for _ in range(min(tags, 10_000)):
-            _, kind, count = struct.unpack_from(f"{order}{entry}", content, start)
-            if kind in (5, 10) and count > MAX_FRACTIONS:
+            tag, kind, count = struct.unpack_from(f"{order}{entry}", content, start)
+            if kind in FRACTIONS and count > MAX_FRACTIONS:
+                return True
+            if tag in PARTS and count > MAX_TIFF_PARTS:
                 return True
             start += struct.calcsize(f"{order}{entry}") + value
     except struct.error:  # it ends before: no TIFF, or a damaged one

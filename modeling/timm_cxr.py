@@ -60,7 +60,7 @@ class CxrTimmForImageClassification(CxrClassifier):
         blocks = getattr(self.network, "blocks", None)
         return None if blocks is None else getattr(blocks[-1], "norm1", None)
 
-    def to_maps(self, output: Any) -> torch.Tensor | None:
+    def to_maps(self, output: Any, size: tuple[int, int]) -> torch.Tensor | None:
         """Feature maps (B, c, h, w) from patch tokens or maps of either layout; None of others."""
         if not torch.is_tensor(output):
             return None

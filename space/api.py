@@ -80,7 +80,8 @@ def endpoints(
             image: The image file: PNG, JPEG, TIFF or DICOM, 8 to 16 bits.
             model: The model to ask.
             target: The class to explain, or "most probable class".
-            method: grad_cam, grad_cam_plus_plus, hires_cam, layer_cam or score_cam (slow).
+            method: grad_cam, grad_cam_plus_plus, hires_cam, layer_cam or score_cam (slow); and
+                token_grad_cam of a model that has a transformer beside a CNN.
         """
         classifier = choose(model)
         opened = classifier.open(read_upload(image))

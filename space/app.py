@@ -38,6 +38,7 @@ METHODS = {
     "hires_cam": "HiResCAM",
     "layer_cam": "Layer-CAM",
     SLOW: "Score-CAM (slow: up to a minute)",
+    "token_grad_cam": "Grad-CAM of the transformer",  # beside a CNN, in models of both
 }
 PUBLIC = {"preprocess": False, "api_visibility": "public"}
 PRIVATE = {"preprocess": False, "api_visibility": "private"}
@@ -106,7 +107,8 @@ def _one_xray(models: list[Classifier]) -> tuple[gr.File, gr.Dropdown, gr.Dropdo
         results = widgets.answer("results", "What the models say appears here.")
         with gr.Row(elem_id="choices"):
             target = _choice([PREDICTED, *classes], "Heatmap for", value=explained)
-            methods = [(label, name) for name, label in METHODS.items()]
+            offered = {name for each in models for name in each.methods}
+            methods = [(label, name) for name, label in METHODS.items() if name in offered]
             method = _choice(methods, "Method")
         viewer = widgets.viewer("viewer")
     slowly = gr.State()  # changes where a slow method is asked for
@@ -158,15 +160,17 @@ def _look(
     content = read_upload(upload)
     image = models[0].open(content)
     answers, pictures = {}, {}
+    called = METHODS[method].split(" (")[0]
     for each in models:
-        if target in (PREDICTED, *each.classes):
+        if target not in (PREDICTED, *each.classes):
+            answers[each], pictures[each] = each.assess(image), f"this model has no class {target}."
+        elif method not in each.methods:
+            answers[each], pictures[each] = each.assess(image), f"this model has no {called}."
+        else:
             wanted = None if target == PREDICTED else target
             answers[each] = pictures[each] = each.assess(image, wanted, method)
-        else:
-            answers[each] = each.assess(image)
-            pictures[each] = f"this model has no class {target}."
     grey = FileData(path=save_grey(content, image.pixels, viewer)).model_dump()
-    html = widgets.panels(pictures, image.pixels.shape, METHODS[method].split(" (")[0])
+    html = widgets.panels(pictures, image.pixels.shape, called)
     return widgets.results(answers, image), {"grey": grey, "html": html}
 
 

@@ -18,6 +18,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -30,6 +31,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+HERE = Path(__file__).parent
 API = "/gradio_api"
 ON_SPACES = "SPACE_ID" in os.environ
 
@@ -97,6 +99,15 @@ NAMES = frozenset(
     f"localhost,{os.environ.get('GRADIO_SERVER_NAME', '')},{os.environ.get('ALLOWED_HOSTS', '')}"
     .lower().split(",")
 )  # fmt: skip
+# IPv6 networks that lead to IPv4 addresses, and the bit where these begin: RFC 4291 (compatible,
+# mapped), RFC 6052 (NAT64), RFC 3056 (6to4). Others of RFC 8215 have their own way of it.
+TRANSLATED = {
+    ipaddress.ip_network("::/96"): 0,
+    ipaddress.ip_network("::ffff:0:0/96"): 0,
+    ipaddress.ip_network("64:ff9b::/96"): 0,
+    ipaddress.ip_network("2002::/16"): 80,
+}
+LOCAL_TRANSLATION = ipaddress.ip_network("64:ff9b:1::/48")
 # The MCP server is a client of this very server: the first header proves it, the second says for
 # whom it asks.
 PROOF, ASKER = {"x-cxr-proof": secrets.token_hex(16)}, "x-cxr-asker"
@@ -141,25 +152,23 @@ class Doors:
                 raise Refusal(404, "There is nothing at this address.")
             scope["client_key"] = client = client_of(scope)
             with self._counted(client, route):
-                length = Headers(scope=scope).get("content-length", "")
+                headers = Headers(scope=scope)
+                length = headers.get("content-length", "")
                 if length.isdecimal() and int(length) > route.body:
                     raise too_large(route.body)
                 if route is SEND_FILES:
                     # Where chunks are announced, too, they count, and not the length.
-                    chunked = "transfer-encoding" in Headers(scope=scope)
-                    if not length.isdecimal() or chunked:
+                    if not length.isdecimal() or "transfer-encoding" in headers:
                         raise Refusal(411, "The request states no Content-Length; send it alone.")
-                    self.quota.charge(client, int(length))
-                elif scope["method"] == "POST":
+                    await self._upload(int(length), scope, receive, send)
+                elif scope["method"] != "POST":
+                    await self.app(scope, receive, send)
+                elif route is TOOLS:
+                    await self._tool(scope, receive, send)
+                else:
                     body = await read(receive, route)
-                    if route is TOOLS:
-                        self.quota.charge(client, len(body))
-                        body = await without_addresses(body)
-                        scope = speaking_for(scope, client)
-                    else:
-                        parse(body)
-                    receive = replayed(body, receive)
-                await self.app(scope, receive, send)
+                    parse(body)
+                    await self.app(scope, replayed(body, receive), send)
         except Refusal as refusal:
             plain = route is SEND_FILES  # Gradio's page shows the body as it is
             answer = refusal.sentence if plain else {"detail": refusal.sentence}
@@ -171,6 +180,48 @@ class Doors:
             return
         except Exception as error:  # already answered, with status 500
             log_fault(error)
+
+    async def _upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets an upload through, which is charged as it arrives and as far as it stays."""
+        deadline = asyncio.get_running_loop().time() + SEND_FILES.seconds
+        with self.quota.upload(scope["client_key"]) as upload:
+            upload.check(length)
+            refusals, arrived = [], False
+
+            async def receiving() -> Message:
+                nonlocal arrived
+                if arrived:
+                    return await receive()
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        message = await receive()
+                    upload.add(len(message.get("body", b"")))
+                except TimeoutError:
+                    refusals.append(too_slow(SEND_FILES))
+                except Refusal as refusal:
+                    refusals.append(refusal)
+                if refusals:  # Gradio's server passes it on, but answers before
+                    raise refusals[0]
+                arrived = not message.get("more_body")
+                return message
+
+            async def sending(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    upload.stays = message["status"] < 400
+                if not refusals:
+                    await send(message)
+
+            await self.app(scope, receiving, sending)
+
+    async def _tool(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets an MCP message through, which is charged with what is fetched for it."""
+        client = scope["client_key"]
+        with self.quota.upload(client) as upload:
+            body = await read(receive, TOOLS)
+            upload.add(len(body))
+            body = await without_addresses(body, upload)
+            upload.stays = True
+            await self.app(speaking_for(scope, client), replayed(body, receive), send)
 
     @contextmanager
     def _counted(self, client: str, route: Route) -> Iterator[None]:
@@ -187,9 +238,12 @@ class Doors:
 
 
 def log_fault(error: Exception) -> None:
-    """Logs where an error arose beyond this file, and of what kind; its words may name uploads."""
+    """Logs where an error arose, and of what kind; its words may name uploads.
+
+    What passed it on, on the way into Gradio, is left out.
+    """
     trace = error.__traceback__
-    while trace and trace.tb_frame.f_code.co_filename == __file__:
+    while trace.tb_next and Path(trace.tb_frame.f_code.co_filename).parent == HERE:
         trace = trace.tb_next
     traceback.print_tb(trace)
     print(type(error).__name__, file=sys.stderr)
@@ -202,33 +256,77 @@ class Quota:
         self.sent: deque[tuple[float, str, int]] = deque()
         self.bytes: Counter = Counter()
         self.uploads: Counter = Counter()
+        self.total = 0
 
-    def charge(self, client: str, size: int) -> None:
-        """Counts an upload of so many bytes.
+    @contextmanager
+    def upload(self, client: str) -> Iterator["Upload"]:
+        """Charges a client with an upload; if it does not stay, until its end alone.
+
+        Raises:
+            Refusal: the client has sent too many.
+        """
+        while self.sent and self.sent[0][0] < time.monotonic() - 60 * UPLOAD_MINUTES:
+            self.change(*self.sent.popleft()[1:], uploads=-1)
+        if client != ITSELF and self.uploads[client] >= QUOTA_UPLOADS:
+            raise over_quota()
+        self.change(client, 0, uploads=1)
+        upload = Upload(self, client)
+        try:
+            yield upload
+        finally:
+            if upload.stays and client != ITSELF:
+                self.sent.append((time.monotonic(), client, upload.bytes))
+            else:
+                self.change(client, -upload.bytes, uploads=-1)
+
+    def change(self, client: str, size: int, uploads: int = 0) -> None:
+        """Counts bytes and uploads of a client, or takes them away."""
+        self.bytes[client] += size
+        self.uploads[client] += uploads
+        self.total += size
+        if not self.uploads[client]:
+            del self.bytes[client], self.uploads[client]
+
+
+class Upload:
+    """What of a client's upload has arrived.
+
+    Attributes:
+        bytes: of it.
+        stays: whether it does once all has arrived.
+    """
+
+    def __init__(self, quota: Quota, client: str) -> None:
+        self.quota, self.client = quota, client
+        self.bytes, self.stays = 0, False
+
+    def check(self, size: int) -> None:
+        """Refuses so many bytes more than have arrived.
 
         Raises:
             Refusal: it is more than the client or the server may hold.
         """
-        if client == ITSELF:
+        if self.client == ITSELF:
             return
-        now = time.monotonic()
-        while self.sent and self.sent[0][0] < now - 60 * UPLOAD_MINUTES:
-            _, who, what = self.sent.popleft()
-            self.bytes[who] -= what
-            self.uploads[who] -= 1
-            if not self.uploads[who]:
-                del self.bytes[who], self.uploads[who]
-        if self.bytes[client] + size > QUOTA_BYTES or self.uploads[client] >= QUOTA_UPLOADS:
-            raise Refusal(
-                429,
-                f"More than {QUOTA_BYTES // MEGABYTE} MB or {QUOTA_UPLOADS} uploads in "
-                f"{UPLOAD_MINUTES} minutes came from your address; try again later.",
-            )
-        if sum(self.bytes.values()) + size > ALL_BYTES:
+        if self.quota.bytes[self.client] + size > QUOTA_BYTES:
+            raise over_quota()
+        if self.quota.total + size > ALL_BYTES:
             raise Refusal(503, "The server holds as many uploads as it can; try again later.")
-        self.sent.append((now, client, size))
-        self.bytes[client] += size
-        self.uploads[client] += 1
+
+    def add(self, size: int) -> None:
+        """Counts so many bytes, or raises what `check` does."""
+        self.check(size)
+        self.bytes += size
+        self.quota.change(self.client, size)
+
+
+def over_quota() -> Refusal:
+    """The refusal of a client that has sent too much."""
+    return Refusal(
+        429,
+        f"More than {QUOTA_BYTES // MEGABYTE} MB or {QUOTA_UPLOADS} uploads in "
+        f"{UPLOAD_MINUTES} minutes came from your address; try again later.",
+    )
 
 
 def find(scope: Scope) -> Route | None:
@@ -283,12 +381,18 @@ def client_of(scope: Scope) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether a text is an IP address that is reached over the Internet."""
+    """Whether a text is an IP address that is reached over the Internet.
+
+    Of an IPv6 address that leads to an IPv4 address, the latter counts.
+    """
     try:
         found = ipaddress.ip_address(address)
-        return found.is_global and not found.is_multicast
     except ValueError:
         return False
+    for network, place in TRANSLATED.items():
+        if found in network:
+            found = ipaddress.IPv4Address(int(found) >> place & 0xFFFFFFFF)
+    return found.is_global and not found.is_multicast and found not in LOCAL_TRANSLATION
 
 
 def with_headers(send: Send, policy: str) -> Send:
@@ -310,6 +414,11 @@ def too_large(most: int) -> Refusal:
     return Refusal(413, f"The request is too large; the most is {most:,} bytes.")
 
 
+def too_slow(route: Route) -> Refusal:
+    """The refusal of a body that takes longer than its route has time."""
+    return Refusal(408, f"The request took more than {route.seconds} seconds.")
+
+
 async def read(receive: Receive, route: Route) -> bytes:
     """A request's body.
 
@@ -329,7 +438,7 @@ async def read(receive: Receive, route: Route) -> bytes:
                 if not message.get("more_body"):
                     return bytes(body)
     except TimeoutError:
-        raise Refusal(408, f"The request took more than {route.seconds} seconds.") from None
+        raise too_slow(route) from None
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
@@ -374,13 +483,13 @@ class ToolError(Exception):
         self.answer = {"jsonrpc": "2.0", "id": call.get("id"), "result": result}
 
 
-async def without_addresses(body: bytes) -> bytes:
+async def without_addresses(body: bytes, upload: Upload) -> bytes:
     """An MCP message whose tool call holds what lies at an address instead of the address.
 
-    It is fetched here, where nobody else waits for it.
+    It is fetched here, where nobody else waits for it, and added to the message's `upload`.
 
     Raises:
-        Refusal: the message is not one that MCP clients send.
+        Refusal: the message is not one that MCP clients send, or what it names is too much.
         ToolError: the address cannot be fetched.
     """
     call = parse(body)
@@ -398,9 +507,11 @@ async def without_addresses(body: bytes) -> bytes:
             if fetched:  # a tool takes one image
                 raise ToolError(call, "A call names one image; give one address.")
             try:
-                content = base64.b64encode(await fetch(value.strip())).decode()
+                content = await fetch(value.strip())
             except ValueError as error:
                 raise ToolError(call, str(error)) from None
+            upload.add(len(content))
+            content = base64.b64encode(content).decode()
             fetched[name] = f"data:application/octet-stream;base64,{content}"
     if not fetched:
         return body

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from gradio import route_utils
 from gradio.exceptions import InvalidPathError
 from lanes import Lanes
 from PIL import Image
+from starlette.datastructures import FormData
 
 _SECRET = secrets.token_bytes(16)  # so that a picture's address cannot be told from the picture
 
@@ -35,16 +37,19 @@ class Page(gr.Blocks):
         self._queue.__class__ = Lanes
         return self
 
-    async def process_api(self, *args: Any, **kwargs: Any) -> Any:
-        """As Gradio does, but for what is logged and said of an error."""
+    async def process_api(self, *args: Any, event_id: str | None = None, **kwargs: Any) -> Any:
+        """As Gradio does, but for `Lanes.run`, and for what is logged and said of an error."""
+        process = super().process_api
         try:
-            return await super().process_api(*args, **kwargs)
+            return await self._queue.run(
+                event_id, lambda: process(*args, event_id=event_id, **kwargs)
+            )
         except gr.Error:
             raise
         except InvalidPathError:  # of the page as it was before a restart, or made up
             problem = "The upload is not on this server any more; repeat it."
         except Exception as error:
-            log_fault(error.with_traceback(error.__traceback__.tb_next))
+            log_fault(error)
             problem = "This could not be answered; check what is sent, or try again later."
         raise gr.Error(problem, print_exception=False)
 
@@ -53,19 +58,34 @@ class _Upload(route_utils.GradioUploadFile):
     """An upload that is hashed with something else than itself.
 
     Gradio names its folder by the hash: who has the same picture could test for the name that
-    another gave it.
+    another gave it. What is called "..", Gradio would refuse but leave on the disk.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sha.update(secrets.token_bytes(16))
+        if not re.search(r"\w", Path(self.filename or "").name):
+            self.filename = None
 
 
 class _Parser(route_utils.GradioMultiPartParser):
-    """Takes files alone: the text fields of a form would be kept in memory, whatever their size."""
+    """Takes files alone, and leaves none of an upload that fails.
+
+    The text fields of a form would be kept in memory, whatever their size.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"max_fields": 0})
+
+    async def parse(self) -> FormData:
+        """As Gradio does, but for uploads that are cut off."""
+        try:
+            return await super().parse()
+        except BaseException:
+            for file in self._files_to_close_on_error:
+                file.close()
+                Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 route_utils.GradioUploadFile, route_utils.GradioMultiPartParser = _Upload, _Parser

@@ -1,6 +1,7 @@
 """The models that ship: they load offline, and their cards state what they score."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,20 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoImageProcessor, AutoModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from datasets_scripts import load_cxr_dataset
+from datasets_scripts import load_cxr_dataset, open_row
+from datasets_scripts.pixels import stored_rows
 from evaluation.calibration import apply_operation
 from evaluation.metrics import METRIC_NAMES, compute_metrics
 from evaluation.predictions import read_predictions
+from evaluation.segmentation import measure_masks, read_segmentation
+from modeling import load_segmenter
 from modeling.configuration_cxr import OPERATION
+from recipes.lungs.results import write_results
+from training.lungs import open_mask
 
 REPO = Path(__file__).parent.parent
 CHECKPOINTS = [REPO / "checkpoints" / name for name in ("cxr-densenet121", "cxr-baseline")]
+LUNGS = REPO / "checkpoints" / "cxr-lungs"
 
 
 def stated(folder, metric_type):
@@ -80,7 +87,7 @@ print(sorted(entry["label"] for entry in answer), round(sum(e["score"] for e in 
     assert result.stdout.strip() == "['NORMAL', 'PNEUMONIA'] 1.0", result.stderr
 
 
-@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [*CHECKPOINTS, LUNGS], ids=lambda folder: folder.name)
 def test_a_checkpoint_travels_with_the_code_of_this_commit(folder):
     file = json.loads((folder / "config.json").read_text())["auto_map"]["AutoModel"].split(".")[0]
     needed = {
@@ -95,3 +102,39 @@ def test_a_checkpoint_travels_with_the_code_of_this_commit(folder):
 def test_the_checkpoints_weigh_less_than_16_mb_together():
     sizes = [path.stat().st_size for folder in CHECKPOINTS for path in folder.glob("*.safetensors")]
     assert len(sizes) == 2 and sum(sizes) < 16_000_000
+
+
+# -------------------------------------------------------------------------------------------- lungs
+
+
+def test_the_lung_study_states_what_its_tables_give(tmp_path):
+    results, model = tmp_path / "lungs", tmp_path / "cxr-lungs"
+    shutil.copytree(REPO / "results" / "lungs", results)
+    shutil.copytree(LUNGS, model)
+    write_results(results, model)
+    for name in ("metrics.json", "lungs.md"):
+        made = (results / name).read_text()
+        assert made == (REPO / "results" / "lungs" / name).read_text()
+    assert (model / "evidence.json").read_text() == (LUNGS / "evidence.json").read_text()
+
+
+def test_the_lung_segmenter_scores_on_adults_what_the_study_states(cxr_data):
+    table = REPO / "results" / "lungs" / "openist.csv"
+    rows = {row["image_id"]: row for row in read_segmentation(table)}
+    options = {"where": "file=^openist/"}
+    test = load_cxr_dataset(str(cxr_data / "external" / "manifest.csv"), **options)["test"]
+    assert list(rows) == list(test["image_id"])
+    model, processor = load_segmenter(str(LUNGS))
+    for row in stored_rows(test).select(range(0, len(test), 8)):
+        image, _ = open_row(row, processor.correct)
+        mask = model.segment(processor.normalize(processor.prepare(image.pixels)[None]))[0]
+        found = processor.restore(mask, *image.pixels.shape) > 0.5
+        for name, value in measure_masks(found, open_mask(row, image)).items():
+            assert rows[row["image_id"]][name] == pytest.approx(value, abs=0.01), name
+
+
+def test_the_lung_segmenter_weighs_4_mb_at_most_and_loads_by_an_auto_class():
+    assert (LUNGS / "model.safetensors").stat().st_size <= 4_000_000
+    model = AutoModel.from_pretrained(LUNGS, trust_remote_code=True)
+    masks = model.segment(torch.zeros(1, 1, 128, 128))
+    assert masks.shape == (1, 128, 128)

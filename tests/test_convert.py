@@ -154,18 +154,42 @@ def test_a_checkpoint_named_as_model_is_to_be_converted_first(tmp_path):
             use(str(file))
 
 
-def test_images_that_a_converted_model_was_trained_on_are_refused(original, tmp_path):
+def test_patients_that_a_converted_model_was_trained_on_are_refused(original, tmp_path):
     torch.save(original.state_dict(), tmp_path / "weights.pth")
     with gzip.open(tmp_path / "train.txt.gz", "wt") as file:
         file.write("images_001/00000001_000.png 0 1 0\n00000002_000.png 0 0 1\n")
     lists = [tmp_path / "train.txt.gz"]
     convert_chexnet(tmp_path / "weights.pth", tmp_path / "out", lists)
-    for seen in ("images/00000001_000.jpg", "00000002_000.png"):
-        split = Dataset.from_dict({"image_id": ["00000003_000.png", seen]})
-        with pytest.raises(ValueError, match=f"trained on 1 of these 2 images, as {seen}"):
-            refuse_trained_on(str(tmp_path / "out"), DatasetDict({"test": split}))
-    split = Dataset.from_dict({"image_id": ["00000003_000.png", "00000001_001.png"]})
-    refuse_trained_on(str(tmp_path / "out"), DatasetDict({"test": split}))
+
+    def check(split="test", **images):
+        """Images as {name: (source, patient)} of each split."""
+        parts = {}
+        for name, rows in images.items():
+            sources, patients = zip(*rows.values())
+            columns = {"image_id": list(rows), "source": sources, "patient_id": patients}
+            parts[name] = Dataset.from_dict(columns)
+        refuse_trained_on(str(tmp_path / "out"), DatasetDict(parts), split)
+
+    other = {"00000003_000.png": ("chestxray14", "3")}
+    check(test=other)
+    for seen in (
+        {"images/00000001_000.jpg": ("mine", "anyone")},
+        {"00000002_000.png": ("chestxray14", "2")},
+        {"00000001_001.png": ("chestxray14", "1")},  # another image of the patient
+        {"00000001_001.png": ("chestxray14", "chestxray14/00000001")},  # in a merged set
+        {"c1a5-rsna.dcm": ("rsna", "1")},  # of the same people, under another name
+    ):
+        (name,) = seen
+        with pytest.raises(ValueError, match=f"patients of 1 of these 2 images, as {name}; vali"):
+            check(test=other | seen)
+        check(train=seen, test=other)
+        with pytest.raises(ValueError, match="patients of 1 of these 2 images"):
+            check("all", train=seen, test=other)
+    check(test={"1.png": ("mine", "1")})
+    # Whoever is named in the list by an image of the set is known by all images of the set.
+    listed = {"00000001_000.png": ("mine", "anna")}
+    with pytest.raises(ValueError, match="patients of 1 of these 1 images, as x.png"):
+        check(train=listed, test={"x.png": ("mine", "anna")})
 
 
 @pytest.mark.parametrize(

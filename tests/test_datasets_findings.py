@@ -8,7 +8,14 @@ import pytest
 from datasets_trees import write_image
 from dicom_files import dicom
 
-from datasets_scripts import check_leaks, class_names, label_sets, load_cxr_dataset, unknown_sets
+from datasets_scripts import (
+    check_leaks,
+    chexpert,
+    class_names,
+    label_sets,
+    load_cxr_dataset,
+    unknown_sets,
+)
 from datasets_scripts.cli import main
 
 CHEXPERT = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Fracture,Support Devices"
@@ -139,6 +146,45 @@ def test_chexpert_keeps_its_tables_apart_and_takes_one_alone(tmp_path):
     (root / "hospital.csv").write_text((root / "test.csv").read_text())
     whole = load_cxr_dataset("chexpert", root / "hospital.csv", test_share=1)
     assert {split: len(part) for split, part in whole.items()} == {"test": 12}
+
+
+ALL_FINDINGS = ("No Finding", *chexpert.FINDINGS)
+
+
+@pytest.mark.parametrize("name", ["test_labels", "groundtruth", "test"])
+def test_the_radiologists_tables_are_the_official_test(tmp_path, name, caplog):
+    root = write_chexpert(tmp_path, patients=10)
+    by_study = name == "groundtruth"
+    lines = [",".join(["Study" if by_study else "Path", *ALL_FINDINGS])]
+    for patient in range(64741, 64745):
+        study = f"test/patient{patient}/study1"
+        for view in ("frontal", "lateral"):
+            if patient < 64744:  # the last one is not there
+                write_image(root / study / f"view1_{view}.jpg", patient + 9 * len(view))
+            place = f"CheXpert-v1.0/{study}" if by_study else f"{study}/view1_{view}.jpg"
+            cells = ["1" if finding in ("Edema", "Fracture") else "0" for finding in ALL_FINDINGS]
+            if not by_study or view == "frontal":
+                lines.append(",".join([place, *(cells if patient % 2 else ["0"] * 14)]))
+    (root / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    with caplog.at_level(logging.INFO):
+        dataset = load_cxr_dataset(str(root))
+    assert f"56 of {57 if by_study else 58} listed images found." in caplog.text
+    names = [f"patient{patient}/study1/view1_frontal" for patient in (64741, 64742, 64743)]
+    found = cells_of({"test": dataset["test"]})
+    assert sorted(found) == [f"{one}.jpg" for one in names]
+    both, none = ("Edema|Fracture", ""), ("", "")
+    assert [found[f"{one}.jpg"] for one in names] == [both, none, both]
+    assert set(dataset["test"]["view"]) == set(dataset["test"]["age"]) == {None}
+    assert set(dataset) == {"train", "validation", "test"}
+    alone = load_cxr_dataset("chexpert", root / f"{name}.csv", views="all")
+    assert {split: len(part) for split, part in alone.items()} == {"test": 6}
+    assert set(alone["test"]["view"]) == {None, "LATERAL"}
+
+
+def test_of_two_tables_of_the_test_one_counts(tmp_path):
+    root = write_chexpert(tmp_path, patients=3, tables=("train", "test"))
+    (root / "test_labels.csv").write_text((root / "test.csv").read_text())
+    assert len(load_cxr_dataset(str(root))["test"]) == 12
 
 
 def test_a_cell_that_is_no_label_is_refused(tmp_path):

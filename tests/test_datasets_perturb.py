@@ -10,7 +10,14 @@ from dicom_files import dicom
 from PIL import Image as PillowImage
 
 from datasets_scripts import PERTURBATIONS, load_cxr_dataset, open_row
-from datasets_scripts.perturb import drop_columns, select_rows
+from datasets_scripts.perturb import (
+    Sample,
+    drop_columns,
+    perturb,
+    random_numbers,
+    select_rows,
+    shift_lungs,
+)
 from datasets_scripts.pixels import stored_rows
 from datasets_scripts.schema import make_features
 
@@ -35,7 +42,7 @@ def make_split(images, masks=None, sizes=None, ids=None):
     }
     if masks:
         columns["lung_mask"] = [None if mask is None else png(mask) for mask in masks]
-        columns["boxes"] = [[[1, 2, 3, 4]]] * count
+        columns["objects"] = [{"bbox": [[1, 2, 3, 4]], "category": [1]}] * count
     if sizes:
         columns["original_width"], columns["original_height"] = map(list, zip(*sizes))
     features = make_features(["a", "b"], optional=tuple(list(columns)[5:]))
@@ -223,6 +230,22 @@ def test_shift_turns_by_up_to_five_degrees():
     assert -5.2 < min(angles) < -3.5 and 3.5 < max(angles) < 5.2
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_lungs_shift_as_their_image_does(seed):
+    lungs = np.zeros((60, 80), bool)
+    lungs[15:50, 10:35] = lungs[12:48, 45:70] = True
+    pixels = np.where(lungs, 40000, 20000).astype(np.uint16)
+
+    def sample():
+        return Sample(pixels, lungs, None, random_numbers(seed, "x.png"))
+
+    image, moved = perturb("shift", sample()), shift_lungs(sample())
+    inner = image[5:-5, 5:-5].astype(float)
+    bright = inner > (inner[moved[5:-5, 5:-5]].mean() + inner[~moved[5:-5, 5:-5]].mean()) / 2
+    assert (bright == moved[5:-5, 5:-5]).mean() > 0.98
+    assert (moved != lungs).mean() > 0.02
+
+
 @pytest.mark.parametrize("name", ["exposure", "shift"])
 def test_an_image_is_altered_by_its_id_and_the_seed_alone(name):
     images = [np.roll(NOISE, row, 0) for row in range(4)]
@@ -241,7 +264,7 @@ def test_rows_and_columns_stay_but_what_no_longer_fits(name):
     split = make_split([NOISE] * 4, masks, [(200, 100), (200, 100), (None, 5), (100, 200)])
     result = drop_columns(select_rows(split, name), name)
     kept = [0, 3] if "lungs" in name else [0, 1, 3] if name == "padded" else [0, 1, 2, 3]
-    gone = ["lung_mask", "boxes"] if name in ("squashed", "padded", "lungs", "shift") else []
+    gone = ["lung_mask", "objects"] if name in ("squashed", "padded", "lungs", "shift") else []
     if name in ("squashed", "padded", "lungs"):
         gone += ["original_width", "original_height"]
     columns = [column for column in split.features if column not in gone]

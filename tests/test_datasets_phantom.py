@@ -19,7 +19,7 @@ def test_golden_phantom():
     golden = [[4, 74, 211, 65, 4], [22, 93, 249, 52, 48], [30, 240, 249, 236, 86]]
     assert np.abs(greys - golden).max() <= 1  # libraries may differ in the last bit
     assert abs(phantom.lung_mask.sum() - 6799) <= 4
-    assert phantom.boxes == [[82, 17, 101, 37], [19, 56, 52, 79], [90, 67, 113, 87]]
+    assert phantom.boxes == [[82, 17, 19, 20], [19, 56, 33, 23], [90, 67, 23, 20]]
 
 
 def test_a_phantom_depends_on_seed_and_index_alone(run_python):
@@ -46,7 +46,8 @@ def test_boxes_lie_in_the_lung_and_are_brighter_than_without_an_opacity():
     normal = np.mean([phantom.image for phantom in SAMPLE[::2]], axis=0)
     gains = []
     for phantom in SAMPLE:
-        for x0, y0, x1, y1 in phantom.boxes:
+        for x0, y0, width, height in phantom.boxes:
+            x1, y1 = x0 + width, y0 + height
             assert 0 <= x0 < x1 <= 128 and 0 <= y0 < y1 <= 128
             inside = phantom.lung_mask[y0:y1, x0:x1]
             assert inside.mean() > 0.85
@@ -98,8 +99,9 @@ def test_the_set_follows_the_schema():
             phantom = generate(int(row["image_id"].split("-")[2][:7]), size=64)
             assert (np.asarray(row["image"]) == phantom.image).all()
             assert (np.asarray(row["lung_mask"]) == phantom.lung_mask).all()
-            assert row["boxes"] == phantom.boxes
-            assert row["subtype"] == ("none", "single", "multiple", "multiple")[len(row["boxes"])]
+            assert row["objects"]["bbox"] == phantom.boxes
+            assert row["objects"]["category"] == [1] * len(phantom.boxes)
+            assert row["subtype"] == ("none", "single", "multiple", "multiple")[len(phantom.boxes)]
     check_leaks(dataset)
     larger = load_cxr_dataset("phantom", num_train=22, num_validation=6, num_test=4, image_size=64)
     assert larger["train"][:20]["image_id"] == dataset["train"]["image_id"][:]

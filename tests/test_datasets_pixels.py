@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datasets_scripts import fingerprint, load_cxr_dataset, read_pixels
 from datasets_scripts.hashes import hash_images
+from datasets_scripts.pixels import stored_rows
 
 SIZE = 16
 
@@ -55,9 +56,28 @@ def test_every_image_is_a_row_in_order_and_is_decoded_once(part, tmp_path):
     for row, path in enumerate(sorted(calls)):
         assert (pixels[row] == grey(path)).all()
     again, kept_again, _ = read_pixels(part, refuse, SIZE, cache)
-    assert (again == pixels).all() and (kept_again == kept).all()
-    with pytest.raises(ValueError, match="read-only"):
+    assert np.array_equal(again, pixels) and (kept_again == kept).all()
+    with pytest.raises(TypeError, match="does not support item assignment"):
         again[0] = 0
+
+
+@pytest.mark.parametrize("fine", [None, 0, 59])
+def test_8_bits_are_kept_where_they_lose_nothing(part, tmp_path, fine):
+    def one_fine(row):
+        pixels = read(row)[0]
+        if fine is not None and row["image_id"] == part["image_id"][fine]:
+            pixels[3, 4] += 1
+        return pixels, ()
+
+    cache = tmp_path / "cache"
+    written = read_pixels(part, one_fine, SIZE, cache).pixels
+    expected = np.stack([grey(row["image"]["path"]) for row in stored_rows(part)])
+    if fine is not None:
+        expected[fine, 3, 4] += 1
+    for pixels in (written, read_pixels(part, refuse, SIZE, cache).pixels):
+        assert np.array_equal(pixels, expected) and pixels[[5, 2]].dtype == np.uint16
+        assert np.array_equal(pixels[[5, 2]], expected[[5, 2]])
+    assert cache.stat().st_size == 60 * SIZE * SIZE * (1 if fine is None else 2)
 
 
 def test_embedded_images_are_read_from_their_bytes(tmp_path):
@@ -156,7 +176,7 @@ def slow(row):
     print(row["image_id"], flush=True)
     return read(row)
 pixels = read_pixels(part, slow, SIZE, {str(tmp_path / "cache")!r}, num_workers=1).pixels
-assert (pixels.reshape(60, -1).max(axis=1) > 0).all()
+assert (pixels[:].reshape(60, -1).max(axis=1) > 0).all()
 """
     command = [sys.executable, "-c", code]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -1,6 +1,7 @@
 """The metric as a module of the library `evaluate`, loaded in a fresh process without a network."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,13 @@ def results(tmp_path_factory):
         )
         for config in NAMES
     }
+    for blank in (None, math.nan):
+        job_here = job(here, "multilabel", num_resamples=0)
+        for row in job_here[2]["references"][::3]:
+            row[1] = blank
+        jobs[f"unknown {blank}"] = job_here
+    jobs["two"] = job(here, "multilabel")
+    jobs["two"][2]["references"][7][2] = 2
     jobs["one logit"] = job(anywhere, "default", table("default")[1][:, 1:], num_resamples=0)
     jobs["nan"] = job(here, "default", with_nan)
     jobs["configuration"] = [here, "multiclass", *job(here, "default")[2:]]
@@ -106,6 +114,20 @@ def test_it_takes_one_logit_an_image_and_a_full_path(results):
     assert results["one logit"] == compute_metrics(predictions, 0)
 
 
+@pytest.mark.parametrize("blank", [None, math.nan])
+def test_what_is_unknown_of_an_image_is_left_out(results, blank):
+    labels, logits, patients = table("multilabel")
+    unknown = np.zeros((90, 3), bool)
+    unknown[::3, 1] = True
+    names = ("0", "1", "2")
+    shared = {"split": "test", "multi_label": True, "unknown": unknown}
+    ids = np.arange(90).astype(str)
+    predictions = Predictions(ids, patients, labels & ~unknown, logits, names, **shared)
+    assert results[f"unknown {blank}"] == compute_metrics(predictions, 0)
+    assert results[f"unknown {blank}"]["classes"]["1"]["n"] == 60
+
+
 def test_it_refuses_with_a_sentence(results):
+    assert results["two"] == "multilabel references must all be 0, 1, or NaN for unknown."
     assert results["nan"].startswith("image '5' has a logit that is NaN")
     assert results["configuration"].startswith("'multiclass' is no configuration")

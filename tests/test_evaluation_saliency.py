@@ -74,7 +74,7 @@ def test_what_has_no_answer_is_none_and_never_nan():
 
 def test_shuffled_cells_have_the_masks_energy_at_any_resolution():
     rng = np.random.default_rng(0)
-    mask = boxes_mask([[8, 6, 24, 50], [40, 6, 56, 50]], 64, 64)
+    mask = boxes_mask([[8, 6, 16, 44], [40, 6, 16, 44]], 64, 64)
     for cells in (4, 8):
         tile = np.ones((64 // cells, 64 // cells))
         heats = [np.kron(rng.random((cells, cells)) ** 4, tile) for _ in range(300)]
@@ -82,9 +82,11 @@ def test_shuffled_cells_have_the_masks_energy_at_any_resolution():
         assert np.mean(energies) == pytest.approx(mask.mean(), abs=0.01)
 
 
-def test_boxes_are_half_open_and_may_overlap():
-    mask = boxes_mask([[0, 0, 2, 1], [1, 0, 3, 2]], height=2, width=4)
+def test_boxes_are_rounded_to_pixels_and_may_overlap():
+    mask = boxes_mask([[0, 0, 2, 1], [1, 0, 2, 2]], height=2, width=4)
     assert mask.tolist() == [[True, True, True, False], [False, True, True, False]]
+    rounded = boxes_mask([[0.4, 0, 1.7, 1.0001], [0.6, 0, 2, 2.0001]], height=2, width=4)
+    assert np.array_equal(rounded, mask)
     assert not boxes_mask([], 2, 4).any()
 
 
@@ -240,7 +242,7 @@ def test_a_heatmap_or_mask_that_does_not_fit_is_refused(change, message):
         measure_heatmap(**{"heatmap": HEAT, "mask": MASK} | change)
 
 
-@pytest.mark.parametrize("box", [[0, 0, 5, 1], [1, 0, 1, 2], [-1, 0, 2, 2]])
+@pytest.mark.parametrize("box", [[0, 0, 5, 1], [1, 0, 0, 2], [-1, 0, 2, 2], [2, 1, 2, 1.6]])
 def test_a_box_outside_its_image_is_refused(box):
     with pytest.raises(ValueError, match="does not fit an image 4 x 2"):
         boxes_mask([box], 2, 4)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import REPO
 from dicom_files import dicom
+from jpeg_files import scans
 from PIL import Image
-from tiff_files import tiles
 
 import predict as script
 from evaluation.predictions import read_predictions
 from modeling import create_model, load_model
-from modeling.sandbox_cxr import Sandbox
+from modeling.sandbox_cxr import Limits, Sandbox
 from predict import find_files, heatmap_name, predict
 
 SCRIPT = REPO / "predict.py"
@@ -189,9 +189,9 @@ def test_whatever_a_reader_raises_is_an_error_of_that_file(tmp_path, model_folde
 
 def test_a_file_that_has_no_end_costs_its_own_row_alone(tmp_path, model_folder):
     folder = write_xrays(tmp_path / "in", ["a.png", "c.png"])
-    (folder / "b.tif").write_bytes(tiles(2000))
+    (folder / "b.jpg").write_bytes(scans(5600))
     model, processor = load_model(str(model_folder))
-    processor.sandbox = lambda: Sandbox(seconds=1)
+    processor.sandbox = lambda: Sandbox(limits=Limits(seconds=1))
     results = list(predict([folder], model, processor))
     reason = "takes more than 1 seconds to read, which no X-ray needs."
     assert [result.error for result in results] == [None, reason, None]

@@ -44,6 +44,10 @@ def test_wrong_flags_are_a_sentence_and_exit_code_2(flags, message, capsys):
         (["in", "in/a.png"], [], "in/a.png is named twice, or lies in .*in."),
         (["in", "./in"], [], "in is named twice"),
         (["in"], ["--heatmaps", "m", "--target", "MASS"], "--target MASS is no class; choose NORM"),
+        (
+            *(["in"], ["--heatmaps", "m", "--method", "token_grad_cam"]),
+            "method is 'token_grad_cam'; it can be grad_cam, ",
+        ),
         (["in"], ["--model", "gone/gone/gone"], "neither a folder with a saved model nor a Hub id"),
     ],
 )

@@ -1,16 +1,23 @@
 """The floor on ChestX-ray14: what labels that hang on the view or on grey values alone give."""
 
+import gzip
 import json
+import shutil
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import REPO
 from PIL import Image
 
 from evaluation.predictions import read_predictions_by_model
 from modeling.convert import CHEXNET_FINDINGS
+<<<<<<< HEAD
 from recipes.chestxray14 import floor, gains, results
+=======
+from recipes.chestxray14 import floor, published
+>>>>>>> main
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
@@ -41,6 +48,9 @@ def data(tmp_path_factory):
     (folder / "split.csv").write_text("\n".join(split) + "\n")
     for name, images in lists.items():
         (folder / name).write_text("".join(images))
+    for part, images in (("train", lists["test_list.txt"]), ("test", lists["train_val_list.txt"])):
+        with gzip.open(folder / f"arnoweng_{part}_list.txt.gz", "wt") as file:
+            file.write("".join(f"images_001/{line.strip()}{' 0' * 14}\n" for line in images[:90]))
     return folder
 
 
@@ -49,7 +59,7 @@ def test_each_floor_knows_what_it_sees_and_is_tested_apart(data, tmp_path, monke
     monkeypatch.setattr(sys, "argv", ["floor", *flags])
     floor.main()
     scores = json.loads((tmp_path / "out" / "floor.json").read_text())
-    assert [entry["n"] for entry in scores.values()] == [100, 100, 40, 40, 40]
+    assert [entry["n"] for entry in scores.values()] == [100, 100, 90, 40, 40, 40]
     for name, entry in scores.items():
         sees, blind = ("Hernia", "Mass") if name.startswith("grey") else ("Mass", "Hernia")
         assert entry["auroc"][sees]["value"] > 0.85, name
@@ -68,13 +78,14 @@ def test_a_table_without_images_of_the_official_lists_is_refused(data, tmp_path)
     assert (whole["official"] == "test").sum() == 100
     lines = (data / floor.TABLE).read_text().splitlines()
     for file in data.iterdir():
-        if file.suffix == ".txt":
-            (tmp_path / file.name).write_text(file.read_text())
+        if file.suffix in (".txt", ".gz"):
+            shutil.copy(file, tmp_path)
     (tmp_path / floor.TABLE).write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(ValueError, match="does not list 00000199_000.png; give the whole table."):
         floor.read_table(tmp_path)
 
 
+<<<<<<< HEAD
 def test_a_models_gain_over_the_floors_is_that_of_the_same_images(data):
     floors = floor.floors(data)
     floors = {name: floor.by_image(floors[name]) for name in gains.FLOORS}
@@ -104,3 +115,47 @@ def test_gains_need_the_view(data):
     floors = {name: floor.by_image(own) for name, own in floor.floors(data).items()}
     with pytest.raises(ValueError, match="no column view; validate.py writes it of this set."):
         gains.measure({"a": floors[gains.METADATA]}, floors, 10)
+=======
+def test_what_was_published_agrees_with_its_own_findings():
+    for split, content in published.read_published().items():
+        assert content["images"] > 20_000 and content["about"].endswith(".")
+        for model in content["models"]:
+            assert model["source"]
+            found = model.get("findings", {})
+            assert set(found) <= set(CHEXNET_FINDINGS)
+            if len(found) == 14:  # the READMEs round their means, one of them down
+                assert np.mean(list(found.values())) == pytest.approx(model["mean"], abs=0.0012)
+            assert split == "chexnet" or "arnoweng" not in model["name"]
+
+
+def measured(n):
+    entry = {"value": 0.7, "low": 0.6, "high": 0.8}
+    classes = {name: {"auroc": entry} for name in CHEXNET_FINDINGS}
+    return {"n": n, "auroc": entry | {"value": 0.75}, "classes": classes}
+
+
+def test_figures_of_two_splits_are_never_mixed():
+    table = published.comparison_table("chexnet", {"ours": measured(22_433)})
+    head, _, mean, *rows = (
+        [cell.strip() for cell in line.split("|")] for line in table.split("\n")
+    )
+    others = ["CheXNet", "arnoweng", "zoogzog", "jrzech", "as surveyed"]
+    assert head[1:-1] == ["Finding", *others, "ours"]
+    assert mean[1:-1] == ["Mean", "0.841", "0.847", "0.851", "0.838", "", "0.750 [0.600, 0.800]"]
+    assert [row[1] for row in rows] == list(CHEXNET_FINDINGS)
+    official = published.comparison_table("official", {})
+    assert "EVA-X-B" in official and "arnoweng" not in official
+    with pytest.raises(ValueError, match="ours was measured on 22,433 images; the official split"):
+        published.comparison_table("official", {"ours": measured(22_433)})
+    with pytest.raises(ValueError, match="'kermany' is no split of published.yaml; it has chexnet"):
+        published.comparison_table("kermany", {})
+
+
+def test_the_section_has_what_was_measured_on_each_split(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["published", str(REPO / "results" / "chestxray14")])
+    published.main()
+    chexnets, official = capsys.readouterr().out.split("## Published on ")[1:]
+    # The reproduction's own figure, from its scores and with an interval.
+    assert "0.838 [" in chexnets and "view, sex, age" in chexnets
+    assert "view, sex, age, follow-up" in official and "0.838" not in official
+>>>>>>> main

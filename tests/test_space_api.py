@@ -173,6 +173,7 @@ WRONG = [
     ("/predict", ("8bit.png", "huge"), "'huge' is no model here; choose tiny-baseline, tiny-de"),
     ("/heatmap", ("8bit.png", "tiny-baseline", "Edema", "grad_cam"), "choose NORMAL, PNEUMONIA"),
     ("/heatmap", ("8bit.png", "tiny-baseline", PREDICTED, "magic"), "can be grad_cam"),
+    ("/heatmap", ("8bit.png", "tiny-baseline", PREDICTED, "token_grad_cam"), "can be grad_cam, "),
     ("/predict_batch", ([], "tiny-baseline"), "There are no files"),
 ]
 

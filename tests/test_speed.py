@@ -8,4 +8,4 @@ from conftest import REPO
 def test_every_limit_is_kept(run_python):
     run = run_python(["-m", "benchmarks.speed"], cwd=REPO)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert len(run.stdout.splitlines()) == 4
+    assert len(run.stdout.splitlines()) == 5

@@ -40,7 +40,8 @@ FLAGS = [
     *("--num_train_epochs", "2", "--per_device_train_batch_size", "8"),
     *("--class_weights", "balanced", "--ema_decay", "0.9", "--checkpointing_steps", "5"),
 ]
-OTHERS = ("baseline_cxr.py", "timm_cxr.py")  # families that a DenseNet's folder needs no code of
+# families that a DenseNet's folder needs no code of
+OTHERS = ("baseline_cxr.py", "segmentation_cxr.py", "timm_cxr.py")
 FIGURES = ("training_curves", "confusion_matrix", "roc")
 LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_cpu_threads_per_process=1"]
 

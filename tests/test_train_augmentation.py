@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from training.augmentation import augment
+from training.augmentation import augment, augment_with_masks
 
 NONE = dict.fromkeys(("rotation", "scale", "stretch", "shift", "contrast", "blur"), 0.0)
 
@@ -59,3 +59,35 @@ def test_blur_loses_detail_and_keeps_what_is_large():
     assert deviations.min() < 0.05 and deviations.max() > 0.2  # the loss is drawn for each batch
     kept = augmented(disc(8), blur=0.9)
     torch.testing.assert_close(kept.mean((1, 2)), disc(8).mean((1, 2)), atol=0.02, rtol=0)
+
+
+def test_masks_follow_their_images():
+    limits = {"rotation": 20, "scale": 0.3, "stretch": 0.3, "shift": 0.2, "blur": 0}
+    limits |= {"contrast": 0, "shading": 0, "noise": 0}
+    args = argparse.Namespace(**{f"max_{name}": value for name, value in limits.items()})
+    stored = (disc(8, radius=10).roll(9, 2) * 65535).to(torch.uint16)
+    torch.manual_seed(0)
+    images, masks = augment_with_masks(stored, stored, args)
+    torch.testing.assert_close(images, masks, atol=1e-6, rtol=0)
+    assert (masks - disc(8, radius=10).roll(9, 2)).abs().mean((1, 2)).min() > 0.005
+
+
+@pytest.mark.parametrize("name", ["blur", "contrast", "shading", "noise"])
+def test_masks_are_spared_what_alters_greys(name):
+    limits = dict.fromkeys((*NONE, "shading", "noise"), 0.0) | {name: 0.5}
+    args = argparse.Namespace(**{f"max_{key}": value for key, value in limits.items()})
+    images, masks = torch.rand(4, 64, 64), disc(4)
+    torch.manual_seed(0)
+    altered, same = augment_with_masks(images, masks, args)
+    torch.testing.assert_close(same, masks, atol=1e-5, rtol=0)
+    assert (altered - images).abs().mean() > 0.01
+    assert altered.min() >= 0 and altered.max() <= 1
+
+
+def test_shading_is_smooth_and_differs_between_places():
+    limits = dict.fromkeys((*NONE, "noise"), 0.0) | {"shading": 0.5}
+    args = argparse.Namespace(**{f"max_{key}": value for key, value in limits.items()})
+    torch.manual_seed(0)
+    altered, _ = augment_with_masks(torch.full((4, 64, 64), 0.5), disc(4), args)
+    assert altered.std((1, 2)).min() > 0.02
+    assert altered.diff(dim=1).abs().max() < 0.1

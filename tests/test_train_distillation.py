@@ -75,7 +75,7 @@ def test_the_students_loss_is_the_one_computed_by_hand():
     distance = -sum(t * p for row, ps in zip(targets.tolist(), log_p) for t, p in zip(row, ps)) / 2
     labelled = math.log1p(math.e**-2)  # of the first image alone
     expected = 0.3 * labelled + 0.7 * 4 * distance
-    found = student_loss(logits, labels, config, targets, weight=0.7, temperature=2.0)
+    found = student_loss([logits], labels, config, targets, weight=0.7, temperature=2.0)
     assert found.item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -86,19 +86,28 @@ def test_the_students_loss_of_several_labels_is_the_one_computed_by_hand():
     softplus = math.log1p(math.exp(-1))  # -log sigmoid(1), at temperature 2
     distance = 0.75 * softplus + 0.25 * (softplus + 1)
     expected = 0.5 * math.log1p(math.exp(-2)) + 0.5 * 4 * distance
-    found = student_loss(logits, labels, config, targets, weight=0.5, temperature=2.0)
+    found = student_loss([logits], labels, config, targets, weight=0.5, temperature=2.0)
     assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_heads_with_a_loss_each_count_alike():
+    config = model()[0].config
+    heads, labels = torch.randn(2, 4, 2), torch.tensor([0, 1, -1, 1])
+    targets = torch.randn(4, 2).softmax(1)
+    for others in ((), (targets, 0.3, 2.0)):
+        apart = [student_loss([head], labels, config, *others) for head in heads]
+        torch.testing.assert_close(student_loss(heads, labels, config, *others), sum(apart) / 2)
 
 
 def test_without_teachers_it_is_the_configurations_loss():
     config = model(label_smoothing=0.1)[0].config
     logits, labels = torch.randn(4, 2), torch.tensor([0, 1, -1, 1])
-    assert student_loss(logits, labels, config) == classification_loss(logits, labels, config)
+    assert student_loss([logits], labels, config) == classification_loss(logits, labels, config)
 
 
 def test_a_student_who_agrees_with_its_teachers_stands_still():
     config = model()[0].config
     logits = torch.randn(5, 2, requires_grad=True)
     targets = (logits / 3).softmax(1).detach()
-    student_loss(logits, torch.full((5,), -1), config, targets, 0.5, 3.0).backward()
+    student_loss([logits], torch.full((5,), -1), config, targets, 0.5, 3.0).backward()
     torch.testing.assert_close(logits.grad, torch.zeros(5, 2))

@@ -9,6 +9,7 @@ from dicom_files import dicom
 
 from modeling import create_model
 from modeling.outlier_cxr import OutlierDetector
+from modeling.preprocessing_cxr import equalization
 
 WITHOUT = """
 import builtins, importlib, json, sys
@@ -31,6 +32,8 @@ config = json.load(open("cxr-model/config.json"))
 image = reading.open_image("x.dcm", settings["correct"])
 size = settings["size"]["height"], settings["size"]["width"]
 pixels = preprocessing.resize(image.pixels, size, settings["geometry"])
+if "equalize" in settings:
+    pixels = preprocessing.equalize(pixels, settings["equalize"])
 values = preprocessing.normalize(pixels[None], settings["image_mean"], settings["image_std"])
 np.save("values.npy", values)
 given = np.load("outputs.npz")
@@ -41,8 +44,8 @@ assert not {"torch", "transformers"} & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_dicom_file_is_read_and_answered_without_torch(channels, tmp_path, run_python):
+@pytest.mark.parametrize(("channels", "how"), [(1, None), (3, "clahe")])
+def test_a_dicom_file_is_read_and_answered_without_torch(channels, how, tmp_path, run_python):
     torch.manual_seed(0)
     model, processor = create_model(
         "baseline",
@@ -56,6 +59,8 @@ def test_a_dicom_file_is_read_and_answered_without_torch(channels, tmp_path, run
         prevalence=[0.3, 0.7],
         age_range=[1, 5],
     )
+    if how is not None:
+        processor.equalize = equalization(how)
     model.eval().set_outlier_detector(OutlierDetector().eval(), 1e9)
     model.save_pretrained(tmp_path / "cxr-model")
     processor.save_pretrained(tmp_path / "cxr-model")

@@ -12,7 +12,7 @@ from accelerate.utils import LoggerType
 from datasets_scripts import PERTURBATIONS, sources
 from evaluation.operating_points import RULES
 from modeling.configuration_cxr import LOSSES, OPERATION
-from modeling.preprocessing_cxr import GEOMETRIES
+from modeling.preprocessing_cxr import EQUALIZATIONS, GEOMETRIES
 from training.outliers import DETECTORS
 
 MANY = 10**9
@@ -107,6 +107,13 @@ def add_dataset(add: Callable[..., argparse.Action]) -> None:
     )
 
 
+def add_operation(add: Callable[..., argparse.Action]) -> None:
+    """Adds the flags of `fit_operation`."""
+    add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
+    add("--target_sensitivity", type=float, default=0.95, help="for --threshold_rule sensitivity")
+    add("--abstain_share", type=float, default=0.1, help="of images left to a human reader")
+
+
 def settle_dataset(args: argparse.Namespace) -> None:
     """Puts the flags of `add_dataset` as `load_cxr_dataset` takes them: lists for several sets."""
     args.dataset_options = dict(args.dataset_options)
@@ -163,6 +170,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
         "model says"
     )
     add("--geometry", choices=GEOMETRIES, help=geometries)
+    equalizations = "spreads grey levels; as the model says if not given"
+    add("--equalize", choices=EQUALIZATIONS, help=equalizations)
     add("--no_corrections", action="store_true", help="leave negatives and frames as they are")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
     weights = "start from ImageNet weights: timm's on the Hub, or those in a file or folder"
@@ -196,9 +205,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     add("--distill_temperature", type=float, default=2.0, help="softens teachers and student")
 
     add = parser.add_argument_group("operating point, fitted on validation").add_argument
-    add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
-    add("--target_sensitivity", type=float, default=0.95, help="for --threshold_rule sensitivity")
-    add("--abstain_share", type=float, default=0.1, help="of images left to a human reader")
+    add_operation(add)
     add("--operation_variant", choices=sorted(PERTURBATIONS), help="fit on images so altered")
 
     add = parser.add_argument_group("what is no chest X-ray").add_argument

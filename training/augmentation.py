@@ -22,32 +22,70 @@ def augment(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
     Returns:
         float32 (B, H, W) in [0, 1]; what moves in is black.
     """
+    return _vary(_move(images, _random_grid(images, args)), args)
 
-    def uniform(limit: float) -> torch.Tensor:
-        return (torch.rand(len(images), device=images.device) * 2 - 1) * limit
 
-    if images.dtype == torch.uint16:
-        images = images.float() / FULL_SCALE
-    angle, scale = uniform(math.radians(args.max_rotation)), 1 + uniform(args.max_scale)
+def augment_with_masks(
+    images: torch.Tensor, masks: torch.Tensor, args: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`augment`, the masks moved as their images are, and the images shaded and made noisy.
+
+    Args:
+        images: see `augment`.
+        masks: (B, H, W), likewise.
+        args: those of `augment`, and `max_shading`, the deviation of a smooth field whose
+            exponential is the gamma of each pixel, and `max_noise`, a deviation in units of full
+            scale; see train_lungs.py.
+
+    Returns:
+        Both as float32 (B, H, W) in [0, 1].
+    """
+    grid = _random_grid(images, args)
+    masks, images = _move(masks, grid), _vary(_move(images, grid), args)
+    field = torch.randn(len(images), 1, 4, 4, device=images.device) * args.max_shading
+    field = F.interpolate(field, images.shape[1:], mode="bicubic")[:, 0]
+    noise = torch.rand(len(images), 1, 1, device=images.device) * args.max_noise
+    images = images ** field.exp() + noise * torch.randn_like(images)
+    return images.clamp(0, 1), masks
+
+
+def _uniform(limit: float, images: torch.Tensor) -> torch.Tensor:
+    return (torch.rand(len(images), device=images.device) * 2 - 1) * limit
+
+
+def _random_grid(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
+    """Where each pixel comes from: float (B, H, W, 2)."""
+    angle = _uniform(math.radians(args.max_rotation), images)
+    scale = 1 + _uniform(args.max_scale, images)
     cosine, sine = angle.cos() / scale, angle.sin() / scale
-    shift_x, shift_y = uniform(2 * args.max_shift), uniform(2 * args.max_shift)
+    shift_x, shift_y = (_uniform(2 * args.max_shift, images) for _ in range(2))
     wide, high = 1, 1
     if args.max_stretch:  # the area stays
-        wide = uniform(math.log1p(args.max_stretch) / 2).exp()
+        wide = _uniform(math.log1p(args.max_stretch) / 2, images).exp()
         high = 1 / wide
     rows = [
         torch.stack((cosine * wide, -sine * high, shift_x), 1),
         torch.stack((sine * wide, cosine * high, shift_y), 1),
     ]
     shape = (len(images), 1, *images.shape[1:])
-    grid = F.affine_grid(torch.stack(rows, 1), shape, align_corners=False)
-    images = F.grid_sample(images[:, None], grid, align_corners=False)
+    return F.affine_grid(torch.stack(rows, 1), shape, align_corners=False)
+
+
+def _move(images: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    if images.dtype == torch.uint16:
+        images = images.float() / FULL_SCALE
+    return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
+
+
+def _vary(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
+    """Loss of resolution, contrast and gamma."""
     if args.max_blur:  # one resolution a batch
-        coarse = [round(side * (1 - args.max_blur * torch.rand(()).item())) for side in shape[2:]]
-        images = F.interpolate(images, coarse, mode="bilinear", antialias=True)
-        images = F.interpolate(images, shape[2:], mode="bilinear")
-    images = images[:, 0]
-    gain, gamma = 1 + uniform(args.max_contrast), uniform(args.max_contrast).exp()
+        sides = images.shape[1:]
+        coarse = [round(side * (1 - args.max_blur * torch.rand(()).item())) for side in sides]
+        images = F.interpolate(images[:, None], coarse, mode="bilinear", antialias=True)
+        images = F.interpolate(images, sides, mode="bilinear")[:, 0]
+    gain = 1 + _uniform(args.max_contrast, images)
+    gamma = _uniform(args.max_contrast, images).exp()
     mean = images.mean((1, 2), keepdim=True)
     images = ((images - mean) * gain[:, None, None] + mean).clamp(0, 1)
     return images ** gamma[:, None, None]

@@ -110,6 +110,8 @@ def decode_splits(
     folder = Path(cache_dir).expanduser() / "pixels"
     size = processor.size["height"]
     how = {"size": size, "geometry": processor.geometry, "correct": processor.correct}
+    if processor.equalize is not None:
+        how |= {"equalize": processor.equalize}
     if perturbation is not None:
         how |= {"perturbation": perturbation, "seed": seed}
     how |= {"code": code_digest(), "versions": versions(DECODERS)}
@@ -118,12 +120,12 @@ def decode_splits(
 
     def read(row: dict) -> tuple[np.ndarray, tuple[str, ...]]:
         image, shape = open_row(row, processor.correct, perturbation, seed)
-        return processor.resize(image.pixels, shape), image.warnings
+        return processor.prepare(image.pixels, shape), image.warnings
 
     splits = {}
     for name, split in dataset.items():
         split = perturb.select_rows(split, perturbation) if perturbation else split
-        cache_file = folder / f"{fingerprint(split, seen)}-{size}-{settings}.u16"
+        cache_file = folder / f"{fingerprint(split, seen)}-{size}-{settings}.pixels"
         decoded = read_pixels(
             split, read, size, cache_file, max_unreadable=max_unreadable, desc=name
         )

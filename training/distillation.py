@@ -1,6 +1,6 @@
 """Learning from the probabilities of trained models (Hinton et al. 2015, section 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,11 @@ class Teachers:
                     f"teacher {name} has the geometry {own.geometry}, the student "
                     f"{processor.geometry}; set --geometry {own.geometry}."
                 )
+            if own.equalize != processor.equalize:
+                raise ValueError(
+                    f"teacher {name} has equalize={own.equalize}, the student "
+                    f"{processor.equalize}; they see the same images, so set --equalize alike."
+                )
             model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
             self.pairs.append((model, own))
 
@@ -73,7 +78,7 @@ class Teachers:
 
 
 def student_loss(
-    logits: torch.Tensor,
+    heads: Sequence[torch.Tensor],
     labels: torch.Tensor,
     config: CxrConfig,
     targets: torch.Tensor | None = None,
@@ -83,7 +88,8 @@ def student_loss(
     """The configuration's loss on labelled images, and the distance to the teachers on all.
 
     Args:
-        logits: float (B, K).
+        heads: logits, float (B, K), of each head that has a loss of its own; see
+            `CxrClassifier.head_logits`.
         labels: see `classification_loss`.
         config: the student's.
         targets: probabilities of the teachers, float (B, K); None without teachers.
@@ -92,14 +98,19 @@ def student_loss(
             Hinton et al.
 
     Returns:
-        A scalar.
+        A scalar, the mean over the heads.
     """
-    loss = classification_loss(logits, labels, config)
+    loss = torch.stack([classification_loss(logits, labels, config) for logits in heads]).mean()
     if targets is None:
         return loss
+    distance = torch.stack([_distance(logits, targets, temperature, config) for logits in heads])
+    return (1 - weight) * loss + weight * temperature**2 * distance.mean()
+
+
+def _distance(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float, config: CxrConfig
+) -> torch.Tensor:
     logits = logits.float() / temperature
     if config.is_multi_label:
-        distance = F.binary_cross_entropy_with_logits(logits, targets)
-    else:
-        distance = -(targets * logits.log_softmax(1)).sum(1).mean()
-    return (1 - weight) * loss + weight * temperature**2 * distance
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    return -(targets * logits.log_softmax(1)).sum(1).mean()

@@ -33,7 +33,8 @@ def saliency_rows(
 ) -> list[dict]:
     """A row an image: the heatmap of the decided class against the lungs, and curves for some.
 
-    Pointing game and IoU are those of the boxes where the data have boxes.
+    Pointing game and IoU are those of the boxes where the data have boxes; of several labels an
+    image, of the boxes of the explained class.
 
     Args:
         subject: the model and its images.
@@ -42,9 +43,13 @@ def saliency_rows(
     """
     split, targets, rows = subject.split, decided_classes(predictions), []
     curves = set(chosen_rows(subject, args).tolist())
-    located = {"lung_mask", "boxes"} & set(split.features)
+    located = {"lung_mask", "objects"} & set(split.features)
     facts = subject.stored.select_columns(["image_id", "patient_id", *sorted(located)])
-    looked_at = range(len(split)) if located else sorted(curves)
+    if "lung_mask" in located:
+        looked_at = range(len(split))
+    else:
+        objects = split["objects"][:] if located else []
+        looked_at = sorted(curves | {row for row, found in enumerate(objects) if found})
     for row in tqdm(looked_at, desc=f"heatmaps of {subject.name}", unit="image"):
         target = int(targets[row])
         pixel_values, heatmap = subject.explain(row, target)
@@ -54,8 +59,9 @@ def saliency_rows(
         if image.get("lung_mask") is not None:
             lungs = subject.place(content(image["lung_mask"]), opened, shape)
             found |= measure_heatmap(heatmap, lungs)
-        if "boxes" in located:
-            inside = boxes_mask(image["boxes"] or [], *opened.file_shape)
+        if "objects" in located:
+            boxes = subject.boxes_of(image["objects"], target)
+            inside = boxes_mask(boxes, *opened.file_shape)
             inside = measure_heatmap(heatmap, subject.place(inside, opened, shape))
             found |= {key: inside[key] for key in ("pointing", "iou")}
         if row in curves:

@@ -26,7 +26,7 @@ PUSHED = (
 HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError, RuntimeError)
 
 
-def check_hub(repo_id: str, private: bool, publish_ids: bool) -> None:
+def check_hub(repo_id: str, private: bool, publish_ids: bool | None = None) -> None:
     """Makes the repository before the training starts, so that no hour is lost to a wrong token.
 
     An existing repository is used as it is. The log says who will read what.
@@ -34,7 +34,7 @@ def check_hub(repo_id: str, private: bool, publish_ids: bool) -> None:
     Args:
         repo_id: org/name.
         private: whether it must be a private one.
-        publish_ids: see `push_run`.
+        publish_ids: see `push_run`; None where the run has no predictions to push.
 
     Raises:
         ValueError: it is to be private and is there already as a public one.
@@ -55,12 +55,15 @@ def check_hub(repo_id: str, private: bool, publish_ids: bool) -> None:
             f"{repo_id} is public, against --hub_private; change that on the Hub, or name another "
             "--hub_model_id."
         )
+    pushed = "the model and its card"
+    if publish_ids is not None:
+        ids = "the names of" if publish_ids else "salted hashes for"
+        pushed = (
+            "the model, its card and figures, and label and logits of each validation and test "
+            f"image under {ids} image and patient"
+        )
     logger.info(
-        "%s is %s: pushed will be the model, its card and figures, and label and logits of each "
-        "validation and test image under %s.",
-        repo_id,
-        "private" if is_private else "public",
-        "the names of image and patient" if publish_ids else "salted hashes for image and patient",
+        "%s is %s: pushed will be %s.", repo_id, "private" if is_private else "public", pushed
     )
 
 

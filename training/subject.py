@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from transformers.utils import cached_file
 
-from datasets_scripts import class_names, content_hashes, label_key, open_row
+from datasets_scripts import class_names, content_hashes, label_key, open_row, people_of
 from datasets_scripts.labels import is_negative
 from datasets_scripts.perturb import drop_columns
 from datasets_scripts.pixels import stored_rows
@@ -20,6 +21,7 @@ from evaluation.predictions import Predictions
 from modeling import CxrImageProcessor, load_model
 from modeling.configuration_cxr import CxrConfig
 from modeling.convert import TRAINED_ON
+from modeling.factory import split_commit
 from modeling.image_cxr import FULL_SCALE, CxrImage
 from modeling.reading_cxr import read_mask
 from training.data import PixelDataset, decode_splits, images_digest, source_names
@@ -27,8 +29,10 @@ from training.inference import make_loader, predict, to_predictions
 
 SCHEMA = {
     *("image", "label", "labels", "unknown", "image_id", "patient_id"),
-    *("lung_mask", "boxes", "objects", "weight"),
+    *("lung_mask", "objects", "weight"),
 }
+
+NIH_NAME = re.compile(r"\d{8}_\d{3}")
 
 
 class Subject:
@@ -36,7 +40,7 @@ class Subject:
 
     Args:
         name: what the report calls it.
-        model_id: a folder or Hub id.
+        model_id: a folder, Hub id or id@commit.
         split: in the dataset schema.
         args: of validate.py.
 
@@ -71,7 +75,8 @@ class Subject:
 
     def describe(self) -> dict:
         """The model's entry in context.json."""
-        weights = Path(cached_file(self.id, "model.safetensors")).read_bytes()
+        source, commit = split_commit(self.id)
+        weights = Path(cached_file(source, "model.safetensors", revision=commit)).read_bytes()
         return {
             "id": Path(self.id).name if Path(self.id).is_dir() else self.id,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -113,6 +118,17 @@ class Subject:
         inside = read_mask(mask, image).astype(np.uint16) * FULL_SCALE
         return self.processor.resize(inside, shape) > FULL_SCALE // 2
 
+    def boxes_of(self, objects: dict | None, target: int) -> list[list[float]]:
+        """What is boxed in an image, see `make_features`; of several labels, of one class alone."""
+        if objects is None:
+            return []
+        names = spelled_as(self.class_names, class_names(self.split))
+        return [
+            box
+            for box, category in zip(objects["bbox"], objects["category"])
+            if not self.pixels.multi_label or names[category] == self.class_names[target]
+        ]
+
     def explain(self, row: int, target: int) -> tuple[torch.Tensor, np.ndarray]:
         """`pixel_values` (1, C, H, W) and the heatmap (H, W) of one image for one class."""
         pixel_values = self.processor.normalize(np.asarray(self.pixels.pixels[[row]]))
@@ -120,27 +136,49 @@ class Subject:
         return pixel_values, self.model.grad_cam(pixel_values, target)[0].cpu().numpy()
 
 
-def refuse_trained_on(model_id: str, dataset: DatasetDict) -> None:
-    """Refuses images that are in the list of those that a converted model was trained on.
+def refuse_trained_on(model_id: str, dataset: DatasetDict, split: str) -> None:
+    """Refuses images of the patients that a converted model was trained on.
+
+    Those are the patients of its list's images in the set, and, where the set has patients of
+    ChestX-ray14, those whom that set's file names give: `00000001_000` is an image of patient 1.
 
     Args:
-        model_id: a folder or Hub id.
-        dataset: the splits to validate on.
+        model_id: a folder, Hub id or id@commit.
+        dataset: the whole set.
+        split: of the set, or "all".
 
     Raises:
-        ValueError: an image has the name, suffix aside, of one in the list.
+        ValueError: an image of the split has the name, suffix aside, of one in the model's list, or
+            is of a patient of such an image.
     """
-    found = _beside(model_id, TRAINED_ON)
+    found = beside(model_id, TRAINED_ON)
     if found is None:
         return
     trained = set(found.read_text().split())
-    names = [name for part in dataset.values() for name in part["image_id"]]
-    seen = [name for name in names if PurePosixPath(name).stem in trained]
+    by_name = {f"chestxray14/{int(name[:8])}" for name in trained if NIH_NAME.fullmatch(name)}
+    everyone = [image for part in dataset.values() for image in _images(part)]
+    patients = {patient for patient, name in everyone if PurePosixPath(name).stem in trained}
+    patients |= by_name
+    images = everyone if split == "all" else _images(dataset[split])
+    seen = [name for patient, name in images if patient in patients]
     if seen:
         raise ValueError(
-            f"{model_id} was trained on {len(seen)} of these {len(names)} images, as {seen[0]}; "
-            "validate it on others."
+            f"{model_id} was trained on patients of {len(seen)} of these {len(images)} images, as "
+            f"{seen[0]}; validate it on others."
         )
+
+
+def _images(part: Dataset) -> list[tuple[str, str]]:
+    """Patient and name of each image; a patient's group of people before the id, where known."""
+    people = {source: people_of(source) for source in set(part["source"])}
+    found = []
+    for source, patient, name in zip(part["source"], part["patient_id"], part["image_id"]):
+        group = people[source]
+        patient = patient.removeprefix(f"{group}/")  # as `merge` names patients
+        if group == "chestxray14" and patient.isdecimal():
+            patient = str(int(patient))
+        found.append((f"{group}/{patient}", name))
+    return found
 
 
 def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
@@ -150,11 +188,11 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
     or is older, by the set's source and name.
 
     Args:
-        model_id: a folder or Hub id.
+        model_id: a folder, Hub id or id@commit.
         parts: splits of a set, whole.
         name: what the set is called, see `training.data.summarize`.
     """
-    found = _beside(model_id, "dataset.json")
+    found = beside(model_id, "dataset.json")
     if found is None or not parts:
         return False
     known = json.loads(found.read_text())
@@ -165,11 +203,13 @@ def was_trained_on(model_id: str, parts: DatasetDict, name: str) -> bool:
     return any(images_digest(content_hashes(part)) == trained for part in parts.values())
 
 
-def _beside(model_id: str, file: str) -> Path | None:
+def beside(model_id: str, file: str) -> Path | None:
     """A file of a model's folder or repository; None where it has none."""
+    source, commit = split_commit(model_id)
     found = cached_file(
-        model_id,
+        source,
         file,
+        revision=commit,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays_cxr import Array, cast, like, namespace
 
-METHODS = ("temperature", "platt", "isotonic")
+METHODS = ("temperature", "platt", "isotonic", "operating_point")
 
 
 def calibrate(logits: Array, calibration: dict | None, multi_label: bool) -> Array:
@@ -37,6 +37,8 @@ def calibrate(logits: Array, calibration: dict | None, multi_label: bool) -> Arr
     log_odds = logits if multi_label else logits[:, 1:] - logits[:, :1]
     if calibration["method"] == "platt":
         log_odds = like(logits, calibration["scale"]) * log_odds + like(logits, calibration["bias"])
+    elif calibration["method"] == "operating_point":
+        log_odds = _centre(log_odds, like(logits, calibration["threshold"]))
     else:
         knots = zip(log_odds.T, calibration["log_odds"], calibration["calibrated"])
         log_odds = namespace(logits).stack([_piecewise_linear(*knot) for knot in knots], 1)
@@ -51,6 +53,23 @@ def _piecewise_linear(x: Array, knots: Sequence[float], values: Sequence[float])
     xp, knots, values = namespace(x), like(x, knots), like(x, values)
     shares = ((x[:, None] - knots[:-1]) / xp.diff(knots)).clip(0, 1)
     return values[0] + (shares * xp.diff(values)).sum(1)
+
+
+def _centre(log_odds: Array, threshold: Array) -> Array:
+    """Log-odds of probabilities scaled so that the threshold becomes 0.5.
+
+    Below the threshold t, p / 2t; above, 1 - (1 - p) / 2(1 - t): TorchXRayVision's `op_norm`.
+    """
+    xp, half = namespace(log_odds), math.log(0.5)
+    zero = 0 * log_odds
+    # Logarithms of the new p and of 1 - it, each on its own side, where it is at most that of 0.5.
+    below = (-xp.logaddexp(zero, -log_odds) - xp.log(2 * threshold)).clip(max=half)
+    above = (-xp.logaddexp(zero, log_odds) - xp.log(2 * (1 - threshold))).clip(max=half)
+    return xp.where(
+        log_odds < xp.log(threshold / (1 - threshold)),
+        below - xp.log1p(-xp.exp(below)),
+        xp.log1p(-xp.exp(above)) - above,
+    )
 
 
 def to_probabilities(
@@ -210,6 +229,12 @@ def _check_calibration(calibration: Any, count: int, exclusive: bool) -> None:
             raise ValueError(
                 f"calibration's scale and bias are {scale} and {bias}; it takes {count} numbers "
                 "each, the scales above 0."
+            )
+    elif method == "operating_point":
+        given = calibration.get("threshold")
+        if not (_are_numbers(given, count) and 0 < min(given) and max(given) < 1):
+            raise ValueError(
+                f"calibration's threshold is {given}; it takes {count} numbers between 0 and 1."
             )
     else:
         maps = [calibration.get("log_odds"), calibration.get("calibrated")]

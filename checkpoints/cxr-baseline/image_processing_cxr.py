@@ -8,7 +8,15 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
-from .preprocessing_cxr import FRAME, GEOMETRIES, normalize, resize, restore
+from .preprocessing_cxr import (
+    FRAME,
+    GEOMETRIES,
+    equalization,
+    equalize,
+    normalize,
+    resize,
+    restore,
+)
 from .reading_cxr import ImageSource, open_image
 from .sandbox_cxr import Sandbox, shared_sandbox
 
@@ -38,13 +46,17 @@ class CxrImageProcessor(BaseImageProcessor):
         image_std: the same of the standard deviation.
         geometry: how images of other proportions fill the output, see `preprocessing_cxr.resize`.
         correct: whether negatives are inverted and plain frames cut away.
+        equalize: "histogram", "clahe", or one of these with its parameters, see
+            `preprocessing_cxr.equalization`; None leaves grey levels as they are.
 
     Raises:
-        ValueError: a size below 32 pixels, other channels than 1 or 3, an unknown geometry, or a
-            mean or standard deviation of another length.
+        ValueError: a size below 32 pixels, other channels than 1 or 3, an unknown geometry or
+            equalization, or a mean or standard deviation of another length.
     """
 
     model_input_names = ["pixel_values"]
+    # Of the class, so that settings without it do not name it.
+    equalize: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -54,6 +66,7 @@ class CxrImageProcessor(BaseImageProcessor):
         image_std: list[float] | None = None,
         geometry: str = "pad",
         correct: bool = True,
+        equalize: str | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         # Folders of before there were three geometries say "squash", true or false.
@@ -72,6 +85,8 @@ class CxrImageProcessor(BaseImageProcessor):
         self.num_channels = num_channels
         self.geometry = geometry
         self.correct = correct
+        if equalize is not None:
+            self.equalize = equalization(equalize)
         self.image_mean = list(image_mean or _per_channel(IMAGENET_MEAN, num_channels))
         self.image_std = list(image_std or _per_channel(IMAGENET_STD, num_channels))
         for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
@@ -121,9 +136,9 @@ class CxrImageProcessor(BaseImageProcessor):
     def read(
         self, image: ImageSource | torch.Tensor, shape: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """`open`, then `resize` with the `shape` that a stored image had: uint16 (H, W)."""
+        """`open`, then `prepare` with the `shape` that a stored image had: uint16 (H, W)."""
         opened = self.open(image)
-        return self.resize(opened.pixels, shape and opened.part_of(shape))
+        return self.prepare(opened.pixels, shape and opened.part_of(shape))
 
     def open(self, image: ImageSource | torch.Tensor) -> CxrImage:
         """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too."""
@@ -132,6 +147,14 @@ class CxrImageProcessor(BaseImageProcessor):
     def sandbox(self) -> Sandbox:
         """What reads files as `open` does, in processes with limits of time and memory."""
         return shared_sandbox(self.correct)
+
+    def prepare(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
+        """`resize`, then equalized: the image as `normalize` takes it, uint16 (H, W).
+
+        What was resized before may be given, what was equalized before may not.
+        """
+        resized = self.resize(pixels, shape)
+        return resized if self.equalize is None else equalize(resized, self.equalize)
 
     def resize(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
         """`preprocessing_cxr.resize` to this processor's size by its geometry: uint16 (H, W)."""

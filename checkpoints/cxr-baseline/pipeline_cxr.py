@@ -60,7 +60,7 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
         if isinstance(image, str) and image.startswith(("http://", "https://")):
             image = _fetch(image, timeout)
         opened = self.image_processor.open(image)
-        pixels = self.image_processor.resize(opened.pixels)[None]
+        pixels = self.image_processor.prepare(opened.pixels)[None]
         pixel_values = self.image_processor.normalize(pixels).to(self.dtype)
         return {"pixel_values": pixel_values, "drawn": torch.tensor([opened.drawn])}
 

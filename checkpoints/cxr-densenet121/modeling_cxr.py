@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from .answers_cxr import NO_MAPS, CxrAnswer, answers, class_names, refusal
 from .calibration_cxr import calibrate, decide, to_probabilities
 from .configuration_cxr import CxrConfig, spelled_alike
-from .heatmap_cxr import check_method, make_heatmaps
+from .heatmap_cxr import CAM_METHODS, TOKEN_METHOD, check_method, make_heatmaps
 from .image_cxr import CxrImage
 from .image_processing_cxr import CxrImageProcessor
 from .loss_cxr import classification_loss
@@ -33,15 +34,17 @@ logger = logging.getLogger(__name__)
 # --------------------------------------------------------------------------------- every family
 
 REGISTRY: dict[str, type["CxrPreTrainedModel"]] = {}
+PRESETS: dict[str, dict[str, Any]] = {}
 
 
 def register(
-    name: str,
+    name: str, **preset: Any
 ) -> Callable[[type["CxrPreTrainedModel"]], type["CxrPreTrainedModel"]]:
-    """Makes a family known: a class decorator.
+    """Makes a family known: a class decorator, one for each name of it.
 
     Args:
         name: what `create_model` and `--model` call it.
+        preset: fields of the configuration that this name stands for.
 
     Raises:
         ValueError: another class has this name.
@@ -51,7 +54,7 @@ def register(
         known = REGISTRY.get(name, model_class).__name__
         if known != model_class.__name__:  # the same, where a module is read again
             raise ValueError(f"the name {name!r} is taken by {known}; choose another.")
-        REGISTRY[name] = model_class
+        REGISTRY[name], PRESETS[name] = model_class, preset
         model_class.config_class.register_for_auto_class()
         model_class.register_for_auto_class(model_class.auto_model)
         return model_class
@@ -129,11 +132,14 @@ class CxrClassifierOutput(ImageClassifierOutput):
             the model has no detector.
         heatmaps: float32 (B, H, W) in [0, 1], by `explain` alone; None where the network has no
             feature maps.
+        head_logits: float (B, K) of each head, by `forward` alone; None where there are not several
+            that are trained by a loss each.
     """
 
     probabilities: torch.Tensor | None = None
     outlier_score: torch.Tensor | None = None
     heatmaps: torch.Tensor | None = None
+    head_logits: tuple[torch.Tensor, ...] | None = None
 
 
 class CxrClassifier(CxrPreTrainedModel):
@@ -142,7 +148,9 @@ class CxrClassifier(CxrPreTrainedModel):
     A family is one file with its configuration, its network and a subclass that sets
     `self.network`, calls `self.post_init()` and is decorated with `register`. Where its feature
     maps are not the 4-dimensional output of `forward_features`, it says so by `map_layer` and
-    `to_maps`. `outlier_detector` is None, or tells what is no chest X-ray.
+    `to_maps`; where a transformer stands beside them, by `token_layer`; where each of several heads
+    has a loss of its own, by `head_logits`. `outlier_detector` is None, or tells what is no chest
+    X-ray.
 
     Attributes:
         timm_name: timm's network with the same keys, whose ImageNet weights fit; None without.
@@ -225,9 +233,27 @@ class CxrClassifier(CxrPreTrainedModel):
         """The part of the network that gives the last feature maps; None for `forward_features`."""
         return None
 
-    def to_maps(self, output: Any) -> torch.Tensor | None:
-        """Feature maps (B, c, h, w) from the output of `map_layer`; None if it has no places."""
+    @property
+    def token_layer(self) -> nn.Module | None:
+        """The part that gives a transformer's tokens beside the feature maps; None without."""
+        return None
+
+    def to_maps(self, output: Any, size: tuple[int, int]) -> torch.Tensor | None:
+        """Feature maps (B, c, h, w) of what `map_layer` or `token_layer` gives for images.
+
+        Args:
+            output: of that layer.
+            size: height and width of the images, pixels.
+
+        Returns:
+            None if it has no places.
+        """
         return output if torch.is_tensor(output) and output.ndim == 4 else None
+
+    @property
+    def heatmap_methods(self) -> tuple[str, ...]:
+        """The methods that `explain` takes."""
+        return (*CAM_METHODS, *([] if self.token_layer is None else [TOKEN_METHOD]))
 
     def set_outlier_detector(self, detector: OutlierDetector, threshold: float) -> None:
         """Takes over a fitted detector, and the score above which `assess` refuses an image."""
@@ -255,21 +281,38 @@ class CxrClassifier(CxrPreTrainedModel):
         Args:
             pixel_values: float (B, C, H, W), as the image processor gives them.
             labels: see `loss_cxr.classification_loss`; adds `loss`.
-            return_dict: False gives a tuple of what there is of loss, logits, probabilities and
-                outlier score.
+            return_dict: False gives a tuple of what there is of loss, logits, probabilities,
+                outlier score and the heads' own logits.
 
         Returns:
             Raw logits, calibrated probabilities, the outlier score where the model has a detector,
-            and the loss where labels are given.
+            the loss where labels are given, and each head's logits where each has a loss of its
+            own; `loss` is then their mean.
 
         Raises:
             ValueError: another number of channels than the configuration's, or no floats.
         """
         pixel_values = self._to_input(pixel_values)
-        logits = self.network(pixel_values)
-        loss = None if labels is None else classification_loss(logits, labels, self.config)
-        output = CxrClassifierOutput(loss=loss, **self._scores(pixel_values, logits))
+        heads = self.head_logits(pixel_values)
+        loss = None
+        if labels is not None:
+            losses = [classification_loss(logits, labels, self.config) for logits in heads]
+            loss = torch.stack(losses).mean()
+        scores = self._scores(pixel_values, reduce(torch.add, heads))
+        several = heads if len(heads) > 1 else None
+        output = CxrClassifierOutput(loss=loss, **scores, head_logits=several)
         return output if return_dict else output.to_tuple()
+
+    def head_logits(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits of which each is trained by a loss of its own; the model's are their sum.
+
+        Args:
+            pixel_values: float (B, C, H, W), in the model's precision.
+
+        Returns:
+            float (B, K), one alone unless a family has several.
+        """
+        return (self.network(pixel_values),)
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the heads see of each image: its pooled features.
@@ -383,8 +426,10 @@ class CxrClassifier(CxrPreTrainedModel):
         Args:
             pixel_values: float (B, C, H, W).
             target: see `grad_cam`.
-            method: "grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam" or "score_cam", with
-                a forward pass a channel; all but Grad-CAM by the grad-cam library.
+            method: one of `heatmap_methods`: "grad_cam", "grad_cam_plus_plus", "hires_cam",
+                "layer_cam" or "score_cam", with a forward pass a channel; and "token_grad_cam", of
+                a transformer's tokens, where a network has some beside its feature maps. All but
+                Grad-CAM are by the grad-cam library.
 
         Returns:
             `logits`, `probabilities`, `outlier_score` and `heatmaps`; these are None, which a
@@ -395,19 +440,22 @@ class CxrClassifier(CxrPreTrainedModel):
             ImportError: a method of the grad-cam library without it.
         """
         pixel_values = self._to_input(pixel_values)
-        check_method(method)
+        check_method(method, self.heatmap_methods)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             with torch.inference_mode(False), torch.no_grad():
-                logits, output = self._forward_to_explain(pixel_values)
+                layer = self.token_layer if method == TOKEN_METHOD else self.map_layer
+                logits, output = self._forward_to_explain(pixel_values, layer)
                 targets = self._check_target(target, logits)
-                maps, heatmaps = self.to_maps(output), None
+                size = tuple(pixel_values.shape[2:])
+                maps, heatmaps = self.to_maps(output, size), None
                 if maps is not None:
                     explained = logits.gather(1, targets[:, None]).sum()
                     (gradients,) = torch.autograd.grad(explained, output)
+                    gradients = self.to_maps(gradients, size)
                     heatmaps = make_heatmaps(
-                        method, maps, self.to_maps(gradients), pixel_values, self.network, targets
+                        method, maps, gradients, pixel_values, self.network, targets
                     )
         finally:
             for module in training:
@@ -417,8 +465,10 @@ class CxrClassifier(CxrPreTrainedModel):
         scores = self._scores(pixel_values, logits.detach())
         return CxrClassifierOutput(**scores, heatmaps=heatmaps)
 
-    def _forward_to_explain(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Logits and the output of `map_layer`, with a graph from that on and none before."""
+    def _forward_to_explain(
+        self, pixel_values: torch.Tensor, layer: nn.Module | None
+    ) -> tuple[torch.Tensor, Any]:
+        """Logits and the output of a layer, with a graph from that on and none before."""
         kept = []
 
         def keep(output: Any) -> Any:
@@ -429,7 +479,6 @@ class CxrClassifier(CxrPreTrainedModel):
             kept.append(output.detach().requires_grad_())
             return kept[0].clone()  # what comes next may change it in place
 
-        layer = self.map_layer
         if layer is None:
             features = keep(self.network.forward_features(pixel_values))
         else:
@@ -472,8 +521,8 @@ class CxrClassifier(CxrPreTrainedModel):
         config = self.config.to_dict()
         index = None if target is None else self._class_index(target)
         if method is not None:
-            check_method(method)
-        pixels = np.stack([processor.resize(image.pixels) for image in images])
+            check_method(method, self.heatmap_methods)
+        pixels = np.stack([processor.prepare(image.pixels) for image in images])
         pixel_values = processor.normalize(pixels).to(self.device, self.dtype)
         outputs, known = {}, range(len(images))
         if self.outlier_detector is not None:
@@ -489,7 +538,7 @@ class CxrClassifier(CxrPreTrainedModel):
             inputs = pixel_values[list(known)]
             if ten_crop:
                 frame = processor.frame()
-                frames = np.stack([frame.resize(images[k].pixels) for k in known])
+                frames = np.stack([frame.prepare(images[k].pixels) for k in known])
                 frames = frame.normalize(frames).to(self.device, self.dtype)
                 output = {"logits": self.ten_crop_logits(frames)}
             elif method is None:

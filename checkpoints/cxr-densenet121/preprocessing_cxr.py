@@ -1,6 +1,7 @@
 """From grey pixels to a network's input, and from its heatmaps back; NumPy and Pillow alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,9 @@ from .image_cxr import FULL_SCALE
 GEOMETRIES = ("pad", "squash", "crop", "inner_crop")
 # A network of 224 pixels is customarily shown the inside of a frame of 256, whole or in ten crops.
 FRAME = 256 / 224
+# How grey levels may be equalized, and with what.
+EQUALIZATIONS = {"histogram": {}, "clahe": {"clip_limit": 2.0, "tiles": 8}}
+BINS = 256
 
 
 def resize(
@@ -69,6 +73,87 @@ def restore(
         (right - left, bottom - top), Image.Resampling.BILINEAR
     )
     return framed
+
+
+def equalization(equalize: str | Mapping[str, Any]) -> dict[str, Any]:
+    """All that `equalize` needs: a method and its parameters, those not given as customary.
+
+    Args:
+        equalize: the name of a method, or `{"method": name}` and what there is of its parameters.
+
+    Raises:
+        ValueError: an unknown method or parameter, or a parameter out of its range.
+    """
+    given = {"method": equalize} if isinstance(equalize, str) else dict(equalize)
+    method = given.pop("method", None)
+    if method not in EQUALIZATIONS:
+        raise ValueError(f"equalize is {method!r}; it can be {', '.join(EQUALIZATIONS)}.")
+    known = EQUALIZATIONS[method]
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(
+                f"equalize={method!r} has no {name!r}; it has {', '.join(known) or 'none'}."
+            )
+        if not value >= 1:
+            raise ValueError(f"{name} of equalize={method!r} is {value}; it is 1 or more.")
+    return {"method": method, **known, **given}
+
+
+def equalize(pixels: np.ndarray, how: Mapping[str, Any]) -> np.ndarray:
+    """Spreads grey levels evenly over the scale.
+
+    Args:
+        pixels: uint16 (h, w), as `resize` gives them.
+        how: see `equalization`. "histogram": each level becomes the share of the pixels at or below
+            it. Pixels of 0, such as what was padded, stay and do not count. "clahe": the same in
+            each of `tiles` x `tiles` tiles, bins of a 256th of the scale cut at `clip_limit` times
+            their mean, what was cut spread over all of them, and between the tiles' centres a
+            bilinear mean (contrast-limited adaptive histogram equalization, Zuiderveld 1994).
+
+    Returns:
+        uint16 (h, w).
+    """
+    if how["method"] == "histogram":
+        counts = np.bincount(pixels.ravel(), minlength=FULL_SCALE + 1)
+        counts[0] = 0
+        below = counts.cumsum()
+        levels = (below * (FULL_SCALE / max(1, below[-1]))).round().astype(np.uint16)
+        return levels[pixels]
+    return _clahe(pixels, how["clip_limit"], how["tiles"])
+
+
+def _clahe(pixels: np.ndarray, clip_limit: float, tiles: int) -> np.ndarray:
+    height, width = pixels.shape
+    level = pixels * np.float32((BINS - 1) / FULL_SCALE)
+    bins = level.round().astype(np.int64)
+    tile_y, tile_x = (np.arange(side) * tiles // side for side in (height, width))
+    tile = tile_y[:, None] * tiles + tile_x
+    counts = np.bincount((tile * BINS + bins).ravel(), minlength=tiles**2 * BINS)
+    counts = counts.reshape(tiles**2, BINS).astype(np.float64)
+    size = counts.sum(1, keepdims=True)
+    limit = np.maximum(1, clip_limit * size / BINS)
+    excess = (counts - limit).clip(0).sum(1, keepdims=True)
+    curves = (np.minimum(counts, limit) + excess / BINS).cumsum(1) / size
+    curves = curves.reshape(tiles, tiles, BINS)
+
+    # The curves of the four tiles around each pixel, between the two bins around its level.
+    low, part = np.floor(level).astype(np.int64), level % 1
+    high = np.minimum(low + 1, BINS - 1)
+    (top, bottom, down), (left, right, along) = (_between(side, tiles) for side in (height, width))
+    down, equalized = down[:, None], 0.0
+    for row, vertical in ((top, 1 - down), (bottom, down)):
+        for column, horizontal in ((left, 1 - along), (right, along)):
+            y, x = row[:, None], column
+            value = (1 - part) * curves[y, x, low] + part * curves[y, x, high]
+            equalized = equalized + vertical * horizontal * value
+    return (equalized * FULL_SCALE).round().astype(np.uint16)
+
+
+def _between(side: int, tiles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each pixel of a side: the tiles before and after it, and how far it is from the first."""
+    place = (np.arange(side) + 0.5) * tiles / side - 0.5
+    before = np.floor(place).astype(np.int64)
+    return before.clip(0), (before + 1).clip(max=tiles - 1), place - before
 
 
 def normalize(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:

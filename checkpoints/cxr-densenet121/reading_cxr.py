@@ -17,6 +17,7 @@ from .image_cxr import (
     MAX_JPEG_PARTS,
     MAX_JPEG_SEGMENTS,
     MAX_PIXELS,
+    MAX_TIFF_PARTS,
     CxrImage,
     check_file_size,
     check_shape,
@@ -50,7 +51,7 @@ UPRIGHT = {
 }
 
 
-def open_image(image: ImageSource, correct: bool = True) -> CxrImage:
+def open_image(image: ImageSource, correct: bool = True, max_pixels: int = MAX_PIXELS) -> CxrImage:
     """Reads the grey image at its own size, and what there is to say about it.
 
     All files are known by their content, DICOM read by its header. The others are PNG, JPEG, TIFF,
@@ -66,13 +67,14 @@ def open_image(image: ImageSource, correct: bool = True) -> CxrImage:
             of (c, h, w), c is 1 or 3, as 4 may be images.
         correct: invert negatives and cut plain frames away, which a warning says; see
             `screening_cxr.screen`.
+        max_pixels: of a file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an image, damaged, over 256 MB, under 32 pixels a side, over 64 million
-            pixels, or a DICOM file of something else than a chest X-ray.
+        ValueError: not an image, damaged, over 256 MB, under 32 pixels a side, over `max_pixels`,
+            or a DICOM file of something else than a chest X-ray.
     """
-    opened = _open(image)
+    opened = _open(image, max_pixels)
     return screen(opened) if correct else opened
 
 
@@ -111,24 +113,24 @@ def read_mask(mask: ImageSource, image: CxrImage) -> np.ndarray:
     return np.array(inside)[top : height - bottom, left : width - right]
 
 
-def _open(image: ImageSource) -> CxrImage:
+def _open(image: ImageSource, max_pixels: int = MAX_PIXELS) -> CxrImage:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
         return _from_pil(image, "the image")
     if isinstance(image, bytes):
-        return _from_file(image, "the image")
+        return _from_file(image, "the image", max_pixels)
     if isinstance(image, (str, os.PathLike)):
-        return _from_text(os.fspath(image))
+        return _from_text(os.fspath(image), max_pixels)
     raise ValueError(
         f"an image of type {type(image).__name__} cannot be read; "
         "give a path, bytes, a PIL image or an array."
     )
 
 
-def _from_text(text: str) -> CxrImage:
+def _from_text(text: str, max_pixels: int) -> CxrImage:
     if os.path.isfile(text):
-        return _from_file(read_file(text), text)
+        return _from_file(read_file(text), text, max_pixels)
     head, comma, data = text.partition(",")
     is_uri = bool(comma) and head[:5].lower() == "data:"
     content = _decode_base64(unquote(data) if is_uri else text)
@@ -138,7 +140,7 @@ def _from_text(text: str) -> CxrImage:
         raise FileNotFoundError(
             f"{what}: no such file{'' if is_name else ', nor an image in base64'}."
         )
-    return _from_file(content, "the image")
+    return _from_file(content, "the image", max_pixels)
 
 
 def _decode_base64(text: str) -> bytes | None:
@@ -162,17 +164,20 @@ def _is_image(content: bytes) -> bool:
     return True
 
 
-def _from_file(content: bytes, name: str) -> CxrImage:
+def _from_file(content: bytes, name: str, max_pixels: int) -> CxrImage:
     check_file_size(len(content), name)
     if is_dicom(content):
-        return read_dicom(content, name)
+        return read_dicom(content, name, max_pixels)
     if is_slow_jpeg(content):
         raise ValueError(
             f"{name}: a JPEG file of more than {MAX_JPEG_PARTS} scans, comments or segments of "
             f"Exif data, or {MAX_JPEG_SEGMENTS} of all kinds, takes too long to read."
         )
     if is_slow_tiff(content):
-        raise ValueError(f"{name}: a TIFF tag of over {MAX_FRACTIONS} fractions is not read.")
+        raise ValueError(
+            f"{name}: a TIFF file of over {MAX_TIFF_PARTS:,} strips or tiles, or a tag of over "
+            f"{MAX_FRACTIONS:,} fractions, takes too long to read."
+        )
     with _decoding(name):
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
         # a telephone's JPEG (MPO) holds previews of the same picture
@@ -186,7 +191,7 @@ def _from_file(content: bytes, name: str) -> CxrImage:
             f"{MAX_SLOW_PIXELS:,} pixels; save it as PNG."
         )
     with opened:
-        image = _from_pil(opened, name)
+        image = _from_pil(opened, name, max_pixels)
     if not several:
         return image
     first = "The file holds several images, of which only the first was read."
@@ -211,8 +216,8 @@ def _decoding(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: damaged image file ({reason}).") from None
 
 
-def _from_pil(image: Image.Image, name: str) -> CxrImage:
-    check_shape(image.size, name)
+def _from_pil(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> CxrImage:
+    check_shape(image.size, name, max_pixels)
     deep = image.mode.startswith("I") or image.mode == "F"
     with _decoding(name):
         image.load()

@@ -18,7 +18,8 @@ INPUTS = """
 Args:
     predictions: logits, not probabilities (which round to 0 and 1): a list of floats an image, one
         a class; for two classes, also the one logit of class 1.
-    references: the class index of each image; with the configuration "multilabel", 0 or 1 a class.
+    references: the class index of each image; with the configuration "multilabel", 0 or 1 a class,
+        NaN or None where it is unknown.
     patient_ids: the patient of each image (str); where unknown, a different one an image.
     class_names: the classes' names in the order of the logits; "0", "1", ... by default.
     thresholds: operating point on the probability: [of class 1] for two classes, one a class for
@@ -54,8 +55,8 @@ class CXRMetrics(evaluate.Metric):
                 f"{self.config_name!r} is no configuration of cxr_metrics; "
                 "take 'default' or 'multilabel'."
             )
-        label = datasets.Value("int64")
         multi_label = self.config_name == "multilabel"
+        label = datasets.Value("float64" if multi_label else "int64")  # NaN is a float
         return evaluate.MetricInfo(
             description=DESCRIPTION,
             citation="",
@@ -72,7 +73,7 @@ class CXRMetrics(evaluate.Metric):
     def _compute(
         self,
         predictions: list[list[float]],
-        references: list[int] | list[list[int]],
+        references: list[int] | list[list[float | None]],
         patient_ids: list[str],
         class_names: Sequence[str] | None = None,
         thresholds: Sequence[float] | None = None,
@@ -84,24 +85,27 @@ class CXRMetrics(evaluate.Metric):
         if logits.shape[1] == 1 and not multi_label:
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
         labels = _table(references, "references") if multi_label else np.array(references)
-        if multi_label and not np.isin(labels, (0, 1)).all():
-            raise ValueError("multilabel references must all be 0 or 1.")
+        unknown = np.isnan(labels) if multi_label else None
+        if multi_label and not np.isin(labels[~unknown], (0, 1)).all():
+            raise ValueError("multilabel references must all be 0, 1, or NaN for unknown.")
         names = class_names or [str(k) for k in range(logits.shape[1])]
         table = Predictions(
             image_id=np.arange(len(logits)).astype(str),
             patient_id=np.array(patient_ids, dtype=str),
-            labels=labels.astype(bool if multi_label else np.int64),
+            labels=labels == 1 if multi_label else labels.astype(np.int64),
             logits=logits,
             class_names=tuple(names),
             split=split,
             multi_label=multi_label,
             thresholds=None if thresholds is None else tuple(thresholds),
+            unknown=unknown,
         )
         return compute_metrics(table, **options)
 
 
-def _table(rows: list[list[float]], name: str) -> np.ndarray:
+def _table(rows: list[list[float | None]], name: str) -> np.ndarray:
+    """float64 (N, K), NaN for None."""
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise ValueError(f"{name} have rows of {lengths} numbers; give one a class in each.")
-    return np.array(rows)
+    return np.array(rows, dtype=np.float64)

@@ -2,11 +2,12 @@
 
     python -m recipes.chestxray14.floor DATA results/chestxray14
 
-DATA holds `Data_Entry_2017_v2020.csv`, the official `train_val_list.txt` and `test_list.txt`, the
-images that there are, and `split.csv` of these. A model that is not above this floor has learnt no
-medicine. Two test sets, never mixed: the official one, and the 605 images of one repository, one a
-patient, in ours. RESULTS gets floor.json, floor.md and, of the latter, floor_predictions.csv, with
-which a model can be compared image by image.
+DATA holds `Data_Entry_2017_v2020.csv`, the official `train_val_list.txt` and `test_list.txt`,
+`arnoweng_train_list.txt.gz` and `arnoweng_test_list.txt.gz` of arnoweng/CheXNet, the images that
+there are, and `split.csv` of these. A model that is not above this floor has learnt no medicine.
+Three test sets, never mixed: the official one, that of the lists, and the 605 images of one
+repository, one a patient, in ours. RESULTS gets floor.json, floor.md and, of ours,
+floor_predictions.csv, with which a model can be compared image by image.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from datasets_scripts.chestxray14 import FINDINGS
+from datasets_scripts.chestxray14 import FINDINGS, OFFICIAL, read_list
 from evaluation.metrics import compute_metrics, format_metric
 from evaluation.predictions import Predictions, write_predictions_by_model, write_text
 from evaluation.table import markdown_table
@@ -28,24 +29,33 @@ from modeling import CxrImageProcessor
 from recipes.grey import grey_statistics
 
 TABLE = "Data_Entry_2017_v2020.csv"
+LISTS = {
+    "official": OFFICIAL,
+    "chexnet": {split: f"arnoweng_{split}_list.txt.gz" for split in ("train", "test")},
+}
 TESTED = "jrzech"  # the one repository of split.csv with images of all kinds, one a patient
 
 
 def read_table(data: Path) -> pd.DataFrame:
-    """All images by name: labels (a set), patient, ap, male, age (years), follow_up, official.
+    """All images by name: labels, patient, ap, male, age (years), follow_up, official, chexnet.
+
+    Labels are a set, the last two the part of the official split and of CheXNet's kind of split
+    that an image is in: "train", "test", or "" for none.
 
     Raises:
         ValueError: a table of another set.
         OSError: a file is missing.
     """
     table = pd.read_csv(data / TABLE, dtype={"Patient ID": str}).set_index("Image Index")
-    official = {
-        split: pd.Index((data / name).read_text().split())
-        for split, name in (("train", "train_val_list.txt"), ("test", "test_list.txt"))
-    }
-    lost = official["train"].append(official["test"]).difference(table.index)
-    if len(lost):
-        raise ValueError(f"{data / TABLE} does not list {lost[0]}; give the whole table.")
+    parts = {}
+    for kind, lists in LISTS.items():
+        parts[kind] = pd.Series("", table.index)
+        for split, name in lists.items():
+            images = pd.Index(read_list(data / name)[0])
+            lost = images.difference(table.index)
+            if len(lost):
+                raise ValueError(f"{data / TABLE} does not list {lost[0]}; give the whole table.")
+            parts[kind][images] = split
     return pd.DataFrame(
         {
             "labels": table["Finding Labels"].str.split("|").map(frozenset),
@@ -54,7 +64,7 @@ def read_table(data: Path) -> pd.DataFrame:
             "male": (table["Patient Gender"] == "M").astype(float),
             "age": table["Patient Age"].astype(float),
             "follow_up": table["Follow-up #"].astype(float),
-            "official": np.where(table.index.isin(official["test"]), "test", "train"),
+            **parts,
         }
     )
 
@@ -100,16 +110,18 @@ def floors(data: Path) -> dict[str, Predictions]:
     # All that is known of other patients: more than a model trained on our part has seen.
     others = ~table["patient"].isin(ours["patient"][split["split"] == "test"])
     asked = table.index.isin(split.index[tested])
-    train, test = (table["official"] == name for name in ("train", "test"))
+    official, chexnet = ([table[kind] == part for part in ("train", "test")] for kind in LISTS)
     metadata = ["ap", "male", "age"]
+    known = table[metadata], table
     more = table[metadata].assign(follow_up=np.log1p(table["follow_up"]))
     processor = CxrImageProcessor(224, geometry="crop")
     grey = grey_statistics(processor.read(data / file) / 65535 for file in split["file"])
     here = split["split"] == "train"
     found = {
-        "view, sex, age: official train to official test": (table[metadata], table, train, test),
-        "view, sex, age, follow-up: official train to official test": (more, table, train, test),
-        "view, sex, age: all other patients to our test": (table[metadata], table, others, asked),
+        "view, sex, age: official train to official test": (*known, *official),
+        "view, sex, age, follow-up: official train to official test": (more, table, *official),
+        "view, sex, age: CheXNet's train to CheXNet's test": (*known, *chexnet),
+        "view, sex, age: all other patients to our test": (*known, others, asked),
         "view, sex, age: our train to our test": (ours[metadata], ours, here, tested),
         "grey statistics: our train to our test": (grey, ours, here, tested),
     }

@@ -9,6 +9,7 @@ from evaluation.metrics import format_metric
 from evaluation.pages.wording import difference, listed
 from evaluation.table import markdown_table, read_json
 from recipes.chestxray14.gains import FLOORS, GREY, METADATA
+from recipes.chestxray14.published import published_section
 
 COLUMNS = {
     "auroc": "AUROC",
@@ -23,7 +24,8 @@ def render(folder: Path, base: Path) -> str:
     """The text.
 
     Args:
-        folder: with runs/ (of train.py), report/ (of validate.py), gains.json and floor.json.
+        folder: with runs/ (of train.py), report/ (of validate.py), gains.json and floor.json;
+            beside it peers/chexnet.
         base: the folder as the page's links name it.
 
     Raises:
@@ -51,6 +53,7 @@ def render(folder: Path, base: Path) -> str:
         verdict=verdict(chosen, gains["models"][chosen]["gains"]),
         chosen=chosen,
         findings=findings_table(report["models"][chosen]["metrics"]["classes"], floor),
+        published=published_section(folder),
     )
 
 

@@ -318,9 +318,9 @@ def train_run(  # noqa: PLR0915 - flat on purpose: a training is read from top t
         pixel_values = processor.normalize(images).contiguous(memory_format=torch.channels_last)
         with amp():
             targets = teachers(images, run.distill_temperature) if teachers else None
-            logits = model.network(pixel_values)
+            heads = model.head_logits(pixel_values)
         loss = student_loss(
-            logits.float(),
+            [logits.float() for logits in heads],
             labels[rows],
             model.config,
             targets,

@@ -6,7 +6,9 @@ import hashlib
 import io
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -119,7 +121,8 @@ for url in sys.argv[1:]:
     print(said)
 call = '{"id": 1, "method": "tools/call", "params": {"arguments": {"image": "%s", "model": "%s"}}}'
 try:
-    asyncio.run(doors.without_addresses((call % (sys.argv[4], sys.argv[4])).encode()))
+    with doors.Quota().upload("1.1.1.1") as upload:
+        asyncio.run(doors.without_addresses((call % ((sys.argv[4],) * 2)).encode(), upload))
 except doors.ToolError as error:
     print(error.answer["result"]["content"][0]["text"])
 """
@@ -273,10 +276,6 @@ def test_uploads_have_a_size_a_form_and_a_total(served, question):
         assert status(claim("Transfer-Encoding: chunked")) == 411
         assert status(claim("Content-Length: 9\r\nTransfer-Encoding: chunked")) in (400, 411)
         assert status(claim("Content-Length: 1100000000")) == 413
-        claims = [claim("Content-Length: 1000000000") for _ in range(2)]
-        assert status(claim("Content-Length: 1000000000")) == 429
-        for one in claims:
-            one.close()
         with connect(served, "8.8.4.5") as http:
             reply = http.post("upload", data={"field": "x" * 50_000_000}, files={"files": b"x"})
             assert reply.status_code == 400
@@ -287,6 +286,123 @@ def test_uploads_have_a_size_a_form_and_a_total(served, question):
             assert refused.status_code == 429 and refused.text.endswith(".")
         for one in slow:
             one.close()
+
+
+@pytest.mark.slow
+def test_claims_without_bytes_close_nothing_and_what_is_cut_off_leaves_nothing(served, question):
+    head = (
+        "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 8.8.7.{}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000000000\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
+    )
+    with unnoticed(served, question):
+        claims = [raw(served, head.format(number % 3).encode()) for number in range(30)]
+        for one in claims[:3]:
+            one.sendall(bytes(20_000_000))
+        with connect(served, "8.8.7.0") as http:
+            send(http, question.content)
+        for one in claims:
+            one.close()
+    deadline = time.monotonic() + 10
+    while any(path.stat().st_size > 10_000_000 for path in served.uploads.rglob("*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_name_that_leads_out_of_its_folder_is_replaced(served, http, question):
+    for name in ("..", "a/..", "/", "\N{BULLET}"):
+        path = send(http, question.content, name)["path"]
+        assert Path(path).parents[1] == served.uploads and Path(path).is_file()
+
+
+QUOTA = """
+import asyncio, time
+import doors
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
+doors.QUOTA_BYTES, doors.QUOTA_UPLOADS, doors.ALL_BYTES = 1000, 3, 1500
+doors.SEND_FILES = doors.SEND_FILES._replace(seconds=0.2)
+doors.ROUTES = (doors.SEND_FILES,)
+
+async def gradio(scope, receive, send):
+    request = Request(scope, receive)
+    body = b"".join([piece async for piece in request.stream()])
+    status = 400 if body.startswith(b"bad") else 200
+    await PlainTextResponse("", status)(scope, receive, send)
+
+server = doors.Doors(gradio)
+
+async def upload(client, pieces, claimed=None, seconds=0):
+    pieces, answers = list(pieces), []
+
+    async def receive():
+        await asyncio.sleep(seconds)
+        if not pieces:
+            return {"type": "http.disconnect"}
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    async def send(message):
+        answers.append(message.get("status"))
+
+    length = sum(map(len, pieces)) if claimed is None else claimed
+    headers = [(b"host", b"localhost"), (b"content-length", str(length).encode())]
+    await server({
+        "type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers,
+        "client": (client, 1),
+    }, receive, send)
+    return next(filter(None, answers), None)
+
+def send(*args, **options):
+    print(asyncio.run(upload(*args, **options)), server.quota.total, end="; ")
+
+send("1.1.1.1", [b"x" * 400, b"x" * 200])
+send("1.1.1.1", [b"x" * 500])  # by what it claims
+send("1.1.1.1", [b"x" * 300, b"x" * 300], claimed=1)  # by what arrives
+send("1.1.1.1", [b"bad"])
+send("1.1.1.1", [b"x", b"x", b"x"], seconds=0.15)
+send("1.1.1.1", [b"x"] * 400)
+send("1.1.1.1", [b""])
+send("1.1.1.1", [b""])  # the fourth
+send("2.2.2.2", [b"x" * 600])  # of all clients together
+send("2.2.2.2", [b"x" * 500])
+"""
+
+
+def test_what_arrives_and_stays_is_charged(run_python):
+    run = run_python(["-c", QUOTA], cwd=SPACE, env=LIBRARIES, isolated=True)
+    assert run.stdout.split("; ")[:-1] == (
+        "200 600; 429 600; 429 600; 400 600; 408 600; 200 1000; 200 1000; 429 1000; 503 1000; "
+        "200 1500"
+    ).split("; "), run.stderr
+
+
+def test_what_a_tool_fetches_is_charged(run_python):
+    code = """
+import asyncio, doors
+async def fetched(url):
+    return bytes(1000)
+doors.fetch = fetched
+quota = doors.Quota()
+call = b'{"id": 1, "method": "tools/call", "params": {"arguments": {"image": "http://a.example"}}}'
+with quota.upload("1.1.1.1") as upload:
+    asyncio.run(doors.without_addresses(call, upload))
+    print(quota.total)
+doors.QUOTA_BYTES = 999
+try:
+    with quota.upload("1.1.1.1") as upload:
+        asyncio.run(doors.without_addresses(call, upload))
+except doors.Refusal as refusal:
+    print(refusal.status, quota.total)
+for address in "8.8.8.8 2606:4700::1 64:ff9b::808:808 2002:808:808::1".split():
+    assert doors.is_public(address), address
+private = "127.0.0.1 64:ff9b::7f00:1 64:ff9b::a00:1 64:ff9b:1::808:808 2002:7f00:1::1 2002:c0a8:1::"
+for address in f"{private} ::ffff:10.0.0.1 ::10.0.0.1 ::1 :: fe80::1 169.254.169.254".split():
+    assert not doors.is_public(address), address
+"""
+    run = run_python(["-c", code], cwd=SPACE, env=LIBRARIES, isolated=True)
+    assert run.stdout.split() == ["1000", "429", "0"] and not run.stderr, run.stderr
 
 
 def test_nobody_can_test_for_the_name_of_anothers_file(served, http, question):
