@@ -13,11 +13,7 @@ from PIL import Image
 
 from evaluation.predictions import read_predictions_by_model
 from modeling.convert import CHEXNET_FINDINGS
-<<<<<<< HEAD
-from recipes.chestxray14 import floor, gains, results
-=======
-from recipes.chestxray14 import floor, published
->>>>>>> main
+from recipes.chestxray14 import floor, gains, published, results
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
@@ -85,7 +81,6 @@ def test_a_table_without_images_of_the_official_lists_is_refused(data, tmp_path)
         floor.read_table(tmp_path)
 
 
-<<<<<<< HEAD
 def test_a_models_gain_over_the_floors_is_that_of_the_same_images(data):
     floors = floor.floors(data)
     floors = {name: floor.by_image(floors[name]) for name in gains.FLOORS}
@@ -115,7 +110,8 @@ def test_gains_need_the_view(data):
     floors = {name: floor.by_image(own) for name, own in floor.floors(data).items()}
     with pytest.raises(ValueError, match="no column view; validate.py writes it of this set."):
         gains.measure({"a": floors[gains.METADATA]}, floors, 10)
-=======
+
+
 def test_what_was_published_agrees_with_its_own_findings():
     for split, content in published.read_published().items():
         assert content["images"] > 20_000 and content["about"].endswith(".")
@@ -158,4 +154,3 @@ def test_the_section_has_what_was_measured_on_each_split(capsys, monkeypatch):
     # The reproduction's own figure, from its scores and with an interval.
     assert "0.838 [" in chexnets and "view, sex, age" in chexnets
     assert "view, sex, age, follow-up" in official and "0.838" not in official
->>>>>>> main
