@@ -27,11 +27,11 @@ train() { # NAME FLAGS...
     train efficientnet_lite0-imagenet-42 --model tf_efficientnet_lite0 --pretrained "$imagenet" \
         --image_size 128
 train densenet121-kermany-42 --model checkpoints/cxr-densenet121 --image_size 96
-train densenet121-scratch-42 --model densenet121 --image_size 96 --learning_rate 1e-3
 for seed in 42 43 44; do
     train baseline-kermany-$seed --model checkpoints/cxr-baseline --image_size 64 --seed $seed
     train baseline-scratch-$seed --model baseline --image_size 64 --learning_rate 1e-3 --seed $seed
 done
+train densenet121-scratch-42 --model densenet121 --image_size 96 --learning_rate 1e-3
 
 names=()
 for run in "$runs"/*; do
