@@ -24,7 +24,7 @@ def render(folder: Path, base: Path) -> str:
     """The text.
 
     Args:
-        folder: with runs/ (of train.py), report/ (of validate.py), gains.json and floor.json;
+        folder: with seeds/ (runs of train.py), report/ (of validate.py), gains.json and floor.json;
             beside it peers/chexnet.
         base: the folder as the page's links name it.
 
@@ -34,7 +34,7 @@ def render(folder: Path, base: Path) -> str:
     report = read_json(folder / "report" / "metrics.json", ("dataset", "models"), "validate.py")
     gains = read_json(folder / "gains.json", ("n", "pa", "models"), "gains.py")
     floor = read_json(folder / "floor.json", FLOORS, "floor.py")
-    runs = {name: read_run(folder / "runs" / name) for name in gains["models"]}
+    runs = {name: read_run(folder / "seeds" / name) for name in gains["models"]}
     chosen = max(runs, key=lambda name: runs[name]["validation"]["auroc"]["value"])
     first = runs[chosen]
     environment = Environment(

@@ -36,9 +36,9 @@ train densenet121-scratch-42 --model densenet121 --image_size 96 --learning_rate
 names=()
 for run in "$runs"/*; do
     names+=("${run##*/}")
-    mkdir -p "$results/runs/${run##*/}"
+    mkdir -p "$results/seeds/${run##*/}"
     cp "$run"/{metrics,training_args,dataset}.json "$run"/{history,predictions_validation}.csv \
-        "$results/runs/${run##*/}"
+        "$results/seeds/${run##*/}"
 done
 "$bin/python" -m recipes.chestxray14.floor "$data" $results
 [ -f $runs.report/report.html ] ||
