@@ -52,7 +52,7 @@ class Question(NamedTuple):
 
 def prepare(folders: list[str], clients: int) -> list[list[Question]]:
     """Each client's questions, answered by the models in this process."""
-    models = {Path(folder).resolve().name: load_model(folder) for folder in folders}
+    models = {Path(folder).resolve().name: load_model(str(folder)) for folder in folders}
     questions = []
     for client in range(clients):
         mine = []

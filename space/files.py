@@ -153,7 +153,7 @@ def save_grey(content: bytes, pixels: np.ndarray, component: gr.HTML) -> str:
     if path.is_file():
         os.utime(path)  # deleted that much later
         return str(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     unfinished = path.with_name(secrets.token_hex(8))
     # Gradio's own PNG takes four times as long to write and is a tenth smaller.
     Image.fromarray((pixels >> 8).astype(np.uint8)).save(unfinished, "PNG", compress_level=1)
@@ -180,6 +180,6 @@ def save_csv(rows: list[Row], component: gr.File | gr.DownloadButton) -> str:
 def _reserve(component: gr.Component, name: str) -> str:
     """A path where Gradio deletes a component's files, known to it before the file is there."""
     folder = Path(component.GRADIO_CACHE, secrets.token_hex(16))
-    folder.mkdir(parents=True)
+    folder.mkdir()  # not its parents: gone when the Space has ended
     component.temp_files.add(str(folder / name))
     return str(folder / name)
