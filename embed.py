@@ -55,7 +55,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True).add_argument
     what("--encoder", metavar="PATH_OR_ID", help="of this project, transformers, timm:, open_clip:")
     what("--precomputed", metavar="PATH", help="embeddings of others, see embedding.precomputed")
-    add("--revision", help="commit, tag or branch of a Hub id")
     add("--output_dir", default="embeddings", help="the folder of Parquet files")
     add_dataset(add)
     add("--batch_size", type=int, default=32, help="images a forward pass")
@@ -221,7 +220,7 @@ def main(argv: list[str]) -> None:
         settle(folder, {**origin, **describe(dataset)})
         take_precomputed(args.precomputed, chain([first], found), dataset, folder)
         return
-    encoder = load_encoder(args.encoder, args.revision)
+    encoder = load_encoder(args.encoder)
     if accelerator.is_main_process:
         own = isinstance(encoder.network, CxrClassifier)
         origin = {"encoder": args.encoder, "own": own, "revision": encoder.revision}

@@ -22,10 +22,10 @@ from embedding.prompts import ZeroShot, read_prompts, zero_shot
 from embedding.table import Embeddings, read_embeddings
 from evaluation.calibration import apply_operation, fit_operation
 from evaluation.metrics import compute_metrics, format_metric
-from evaluation.operating_points import RULES
 from evaluation.predictions import read_predictions, write_predictions, write_text
 from modeling import create_model
-from training.arguments import check_ranges
+from modeling.factory import split_commit
+from training.arguments import add_operation, check_ranges
 
 logger = logging.getLogger("probe")
 RANGES = {
@@ -49,9 +49,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     either("--zero_shot", metavar="YAML", help="prompts, see embedding/prompts.py")
     add("--output_dir", default="runs/probe", help="the folder of predictions and metrics")
     add("--max_train_patients", type=int, help="learn from so many patients, drawn by --seed")
-    add("--threshold_rule", choices=RULES, default=RULES[0], help="what the threshold maximises")
-    add("--target_sensitivity", type=float, default=0.95, help="for --threshold_rule sensitivity")
-    add("--abstain_share", type=float, default=0.1, help="of images left to a human reader")
+    add_operation(add)
     add("--seed", type=int, default=42, help="of patients drawn, folds and weights")
     args = parser.parse_args(argv)
     check_ranges(parser, args, RANGES)
@@ -64,7 +62,7 @@ def some_patients(train: Embeddings, count: int | None, seed: int) -> Embeddings
     if count is None or count >= len(patients):
         return train
     drawn = np.random.default_rng(seed).choice(patients, count, replace=False)
-    return train.take(np.flatnonzero(np.isin(train.patient_id, drawn)))
+    return train.of_patients(drawn)
 
 
 def prompted(path: str, facts: dict, names: list[str], multi_label: bool) -> ZeroShot:
@@ -77,7 +75,14 @@ def prompted(path: str, facts: dict, names: list[str], multi_label: bool) -> Zer
     if not multi_label and len(names) != 2:
         raise ValueError(f"prompts are for findings or two classes; the set has {len(names)}.")
     prompts = read_prompts(path, names if multi_label else names[1:])
-    return zero_shot(prompts, facts["encoder"], facts["revision"], not multi_label)
+    return zero_shot(prompts, pinned(facts), not multi_label)
+
+
+def pinned(facts: dict) -> str:
+    """The encoder as it made the embeddings: a folder, or a Hub id at its commit."""
+    if facts["revision"] is None:
+        return facts["encoder"]
+    return f"{split_commit(facts['encoder'])[0]}@{facts['revision']}"
 
 
 def save_model(facts: dict, head: Linear, operation: dict, folder: Path) -> None:
@@ -87,7 +92,7 @@ def save_model(facts: dict, head: Linear, operation: dict, folder: Path) -> None
         OSError: the model is gone.
     """
     task = f"{facts['task']}_classification"
-    model, processor = create_model(facts["encoder"], facts["classes"], problem_type=task)
+    model, processor = create_model(pinned(facts), facts["classes"], problem_type=task)
     (classifier,) = model.heads
     with torch.no_grad():
         classifier.weight.copy_(torch.from_numpy(head.weight))

@@ -31,7 +31,7 @@ class Encoder:
 
     Attributes:
         name: as given.
-        revision: the commit of the Hub that it came from; None for a folder.
+        revision: the commit of the Hub that it came from; None where `name` says all.
         pooling: how one vector comes of its features.
         network: takes a batch (B, C, H, W) of what `prepare` gives.
         prepare: an X-ray, and its height and width before it was stretched or None, to float32
@@ -64,13 +64,13 @@ class Encoder:
         return vectors
 
 
-def load_encoder(name: str, revision: str | None = None) -> Encoder:
+def load_encoder(name: str) -> Encoder:
     """Loads an encoder from a folder or the Hub.
 
     Args:
-        name: a model of this project; any vision model of transformers, or with a vision tower;
-            timm:NAME, as timm:hf-hub:ORG/NAME; open_clip:NAME, as open_clip:hf-hub:ORG/NAME.
-        revision: of the Hub: a commit, tag or branch.
+        name: a folder, Hub id or id@commit of a model of this project or of any vision model of
+            transformers, or one with a vision tower; timm:NAME, as timm:hf-hub:ORG/NAME@COMMIT;
+            open_clip:NAME, as open_clip:hf-hub:ORG/NAME.
 
     Raises:
         ValueError: it is no vision model.
@@ -78,18 +78,19 @@ def load_encoder(name: str, revision: str | None = None) -> Encoder:
         ImportError: open_clip is not installed.
     """
     if name.startswith(TIMM):
-        return _timm(name, revision)
+        return _timm(name)
     if name.startswith(OPEN_CLIP):
-        return _open_clip(name, revision)
+        return _open_clip(name)
+    source, revision = split_commit(name)
     try:
-        stored, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+        stored, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     except (OSError, ValueError) as error:
         raise OSError(
             f"encoder {name!r} is neither a folder with a saved model nor a Hub id that can be "
             f"reached ({first_line(error)})."
         ) from error
     types = {model.config_class.model_type for model in REGISTRY.values()}
-    return _own(name) if stored.get("model_type") in types else _transformers(name, revision)
+    return _own(name) if stored.get("model_type") in types else _transformers(name)
 
 
 def grey_image(image: CxrImage, shape: Shape) -> Image.Image:
@@ -105,9 +106,10 @@ def grey_image(image: CxrImage, shape: Shape) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _commit(name: str, revision: str | None) -> str | None:
+def _commit(name: str) -> str | None:
     """Of the Hub's files in the cache; None for a folder."""
-    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+    source, revision = split_commit(name)
+    return extract_commit_hash(cached_file(source, "config.json", revision=revision), None)
 
 
 def _own(name: str) -> Encoder:
@@ -117,16 +119,17 @@ def _own(name: str) -> Encoder:
         return processor.normalize(processor.prepare(image.pixels, shape)[None])[0]
 
     pooling = "features before the head"
-    return Encoder(name, _commit(*split_commit(name)), pooling, model, prepare, model.embed)
+    return Encoder(name, _commit(name), pooling, model, prepare, model.embed)
 
 
-def _transformers(name: str, revision: str | None) -> Encoder:
+def _transformers(name: str) -> Encoder:
+    source, revision = split_commit(name)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision)
         if hasattr(config, "mask_ratio"):
             config.mask_ratio = 0.0  # a masked autoencoder is to see the whole image
-        network = AutoModel.from_pretrained(name, config=config, revision=revision).eval()
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        network = AutoModel.from_pretrained(source, config=config, revision=revision).eval()
+        processor = AutoImageProcessor.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"encoder {name!r} cannot be used ({first_line(error)}); it takes a vision model with "
@@ -158,15 +161,12 @@ def _transformers(name: str, revision: str | None) -> Encoder:
             pooled = getattr(output, "pooler_output", None)
             return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
-    return Encoder(name, _commit(name, revision), pooling, network, prepare, embed)
+    return Encoder(name, _commit(name), pooling, network, prepare, embed)
 
 
-def _timm(name: str, revision: str | None) -> Encoder:
-    known = name.removeprefix(TIMM)
-    if revision is not None:
-        known = f"{known}@{revision}"
+def _timm(name: str) -> Encoder:
     try:
-        network = timm.create_model(known, pretrained=True, num_classes=0).eval()
+        network = timm.create_model(name.removeprefix(TIMM), pretrained=True, num_classes=0).eval()
     except (RuntimeError, OSError) as error:
         raise OSError(f"encoder {name!r} cannot be loaded ({first_line(error)}).") from error
     settings = timm.data.resolve_model_data_config(network)
@@ -175,18 +175,16 @@ def _timm(name: str, revision: str | None) -> Encoder:
     def prepare(image: CxrImage, shape: Shape) -> torch.Tensor:
         return transform(grey_image(image, shape))
 
-    return Encoder(name, revision, "timm's own, before the head", network, prepare, network)
+    return Encoder(name, None, "timm's own, before the head", network, prepare, network)
 
 
-def _open_clip(name: str, revision: str | None) -> Encoder:
+def _open_clip(name: str) -> Encoder:
     try:
         import open_clip
     except ImportError as error:
         raise ImportError(
             f"encoder {name!r} needs the package open_clip_torch: pip install it first."
         ) from error
-    if revision is not None:
-        raise ValueError(f"open_clip takes no revision; leave {revision} out.")
     network, _, transform = open_clip.create_model_and_transforms(name.removeprefix(OPEN_CLIP))
 
     def prepare(image: CxrImage, shape: Shape) -> torch.Tensor:

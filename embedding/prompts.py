@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoModel, AutoTokenizer
 
 from embedding.encoders import OPEN_CLIP
+from modeling.factory import split_commit
 from modeling.pretrained import first_line
 
 KINDS = ("present", "absent")
@@ -100,15 +101,14 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def zero_shot(prompts: Prompts, encoder: str, revision: str | None, pair: bool) -> ZeroShot:
+def zero_shot(prompts: Prompts, encoder: str, pair: bool) -> ZeroShot:
     """The head that prompts make.
 
     Several sentences of a kind count as the mean of their unit vectors.
 
     Args:
         prompts: see `read_prompts`.
-        encoder: that of the embeddings; loaded for its text tower.
-        revision: of the encoder.
+        encoder: that of the embeddings, see `load_encoder`; loaded for its text tower.
         pair: see `ZeroShot`.
 
     Raises:
@@ -122,7 +122,7 @@ def zero_shot(prompts: Prompts, encoder: str, revision: str | None, pair: bool) 
     elif encoder.startswith(OPEN_CLIP):
         vectors, scale = _open_clip(encoder.removeprefix(OPEN_CLIP), flat)
     else:
-        vectors, scale = _transformers(encoder, revision, flat)
+        vectors, scale = _transformers(encoder, flat)
     rows, place = iter(unit(vectors)), []
     for kinds in prompts.findings.values():
         place.append([unit(np.mean([next(rows) for _ in kind], axis=0)) for kind in kinds])
@@ -138,11 +138,12 @@ def _stored(path: Path, count: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _transformers(encoder: str, revision: str | None, texts: list[str]) -> tuple[np.ndarray, float]:
-    model = AutoModel.from_pretrained(encoder, revision=revision).eval()
+def _transformers(encoder: str, texts: list[str]) -> tuple[np.ndarray, float]:
+    source, revision = split_commit(encoder)
+    model = AutoModel.from_pretrained(source, revision=revision).eval()
     if not hasattr(model, "get_text_features"):
         raise ValueError(f"{encoder} has no text tower: prompts need an encoder with one.")
-    tokens = AutoTokenizer.from_pretrained(encoder, revision=revision)(
+    tokens = AutoTokenizer.from_pretrained(source, revision=revision)(
         texts, padding="max_length", truncation=True, return_tensors="pt"
     )
     taken = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}

@@ -45,6 +45,10 @@ class Embeddings:
         """Those of some rows, int (n,)."""
         return Embeddings(**{name: column[rows] for name, column in vars(self).items()})
 
+    def of_patients(self, patients: np.ndarray) -> "Embeddings":
+        """Those of all images of some patients, str (n,)."""
+        return self.take(np.flatnonzero(np.isin(self.patient_id, patients)))
+
 
 def settle(folder: Path, facts: dict) -> None:
     """Says in a folder what its parts are of, or checks that it is said already.

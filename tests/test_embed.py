@@ -433,13 +433,13 @@ def test_prompts_need_a_text_tower(tmp_path):
     save_vit(tmp_path)
     prompts = read_prompts(write_prompts(tmp_path), ["OPACITY"])
     with pytest.raises(ValueError, match="no text tower: prompts need an encoder with one."):
-        zero_shot(prompts, str(tmp_path), None, True)
+        zero_shot(prompts, str(tmp_path), True)
 
 
 def test_stored_vectors_of_prompts_need_no_text_tower(tmp_path):
     np.savez(tmp_path / "texts.npz", **{"0": np.array([3.0, 0]), "1": np.array([0, 4.0])})
     prompts = read_prompts(write_prompts(tmp_path, vectors="texts.npz"), ["OPACITY"])
-    head = zero_shot(prompts, "elixr", None, True)
+    head = zero_shot(prompts, "elixr", True)
     np.testing.assert_allclose(head.texts, [[[1, 0], [0, 1]]])
     with pytest.raises(ValueError, match="the images have 3 numbers, the prompts 2"):
         head(np.ones((1, 1, 3), np.float32))
