@@ -29,14 +29,8 @@ from evaluation.segmentation import summarize_segmentation, write_segmentation
 from modeling import CxrImageProcessor, CxrLungSegmenter, CxrLungSegmenterConfig
 from modeling.image_cxr import FULL_SCALE
 from modeling.segmentation_cxr import segmentation_loss
-from training.arguments import (
-    MANY,
-    add_dataset,
-    check_ranges,
-    dataset_name,
-    recipe,
-    settle_dataset,
-)
+from training.arguments import RANGES as RANGES_OF_TRAINING
+from training.arguments import add_dataset, check_ranges, dataset_name, recipe, settle_dataset
 from training.augmentation import augment_with_masks
 from training.averaging import snapshot, weight_average
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
@@ -51,29 +45,15 @@ from training.seeds import mix_seed
 logger = logging.getLogger("train_lungs")
 LIBRARIES = ("torch", "timm", "transformers", "accelerate", "numpy", "scipy")
 RANGES = {
-    "max_unreadable": (0, 1),
-    "max_train_samples": (2, MANY),
-    "max_eval_samples": (2, MANY),
-    "image_size": (32, 1024),
-    "num_train_epochs": (1, MANY),
-    "per_device_train_batch_size": (2, MANY),
-    "per_device_eval_batch_size": (1, MANY),
-    "learning_rate": (0, 10),
-    "weight_decay": (0, 10),
-    "max_grad_norm": (1e-6, MANY),
-    "warmup_ratio": (0, 1),
-    "ema_decay": (0, 0.99999),
-    "max_rotation": (0, 180),
-    "max_scale": (0, 0.9),
-    "max_stretch": (0, 1),
-    "max_shift": (0, 1),
-    "max_contrast": (0, 1),
-    "max_blur": (0, 0.9),
-    "max_shading": (0, 2),
-    "max_noise": (0, 1),
-    "seed": (0, 2**31 - 1),
-    "checkpointing_steps": (0, MANY),
-}
+    name: RANGES_OF_TRAINING[name]
+    for name in (
+        *("max_unreadable", "max_train_samples", "max_eval_samples", "num_train_epochs"),
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate"),
+        *("weight_decay", "max_grad_norm", "warmup_ratio", "ema_decay", "max_rotation"),
+        *("max_scale", "max_stretch", "max_shift", "max_contrast", "max_blur", "seed"),
+        "checkpointing_steps",
+    )
+} | {"image_size": (32, 1024), "max_shading": (0, 2), "max_noise": (0, 1)}
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

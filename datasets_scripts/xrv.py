@@ -13,9 +13,9 @@ from datasets import DatasetDict
 from PIL import Image
 
 from datasets_scripts.schema import assemble
+from modeling.reading_cxr import FULL_SCALE
 
 RANGE = 1024.0
-FULL_SCALE = 65535
 SEXES = {"sex_male": "M", "sex_female": "F"}
 
 

@@ -5,11 +5,14 @@ import os
 import sys
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from evaluation.predictions import write_text
 from recipes.chestxray14 import results as chestxray14
 from recipes.kermany import results as kermany
 
-PARTS = {"kermany": kermany.render, "chestxray14": chestxray14.render}
+# What fills the holes of each study's RESULTS.md.jinja.
+PARTS = {"kermany": kermany.collect, "chestxray14": chestxray14.collect}
 
 
 def write_results(folder: str | Path, path: str | Path) -> None:
@@ -24,9 +27,17 @@ def write_results(folder: str | Path, path: str | Path) -> None:
     """
     folder, path = Path(folder), Path(path)
     base = Path(os.path.relpath(folder, path.parent))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
     parts = [
-        render(folder / name, base / name)
-        for name, render in PARTS.items()
+        environment.get_template(f"{name}/RESULTS.md.jinja").render(
+            collect(folder / name, base / name)
+        )
+        for name, collect in PARTS.items()
         if (folder / name).is_dir()
     ]
     write_text(path, "\n".join(parts))

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from evaluation.metrics import format_metric
 from evaluation.pages.wording import difference, listed
 from evaluation.table import markdown_table, read_json
@@ -20,8 +18,8 @@ COLUMNS = {
 }
 
 
-def render(folder: Path, base: Path) -> str:
-    """The text.
+def collect(folder: Path, base: Path) -> dict:
+    """What fills the holes of RESULTS.md.jinja.
 
     Args:
         folder: with seeds/ (runs of train.py), report/ (of validate.py), gains.json and floor.json;
@@ -37,24 +35,18 @@ def render(folder: Path, base: Path) -> str:
     runs = {name: read_run(folder / "seeds" / name) for name in gains["models"]}
     chosen = max(runs, key=lambda name: runs[name]["validation"]["auroc"]["value"])
     first = runs[chosen]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("RESULTS.md.jinja").render(
-        base=base,
-        dataset=report["dataset"],
-        pa=gains["pa"],
-        splits=first["splits"],
-        absent=listed(first["validation"]["auroc"].get("without", [])),
-        runs=runs_table(runs, gains["models"], floor),
-        verdict=verdict(chosen, gains["models"][chosen]["gains"]),
-        chosen=chosen,
-        findings=findings_table(report["models"][chosen]["metrics"]["classes"], floor),
-        published=published_section(folder),
-    )
+    return {
+        "base": base,
+        "dataset": report["dataset"],
+        "pa": gains["pa"],
+        "splits": first["splits"],
+        "absent": listed(first["validation"]["auroc"].get("without", [])),
+        "runs": runs_table(runs, gains["models"], floor),
+        "verdict": verdict(chosen, gains["models"][chosen]["gains"]),
+        "chosen": chosen,
+        "findings": findings_table(report["models"][chosen]["metrics"]["classes"], floor),
+        "published": published_section(folder),
+    }
 
 
 def read_run(folder: Path) -> dict:

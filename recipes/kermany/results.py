@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.bootstrap import CONFIDENCE_LEVEL
 from evaluation.compare import delong
@@ -45,8 +44,10 @@ EACH = {
 }
 
 
-def render(folder: Path, base: Path) -> str:
-    """The text; the figure that no report holds is drawn into `folder/figures`.
+def collect(folder: Path, base: Path) -> dict:
+    """What fills the holes of RESULTS.md.jinja.
+
+    The figure that no report holds is drawn into `folder/figures`.
 
     Args:
         folder: with search/, seeds/, leak/ (runs), outliers/ and reports/ (reports), see study.sh;
@@ -67,13 +68,7 @@ def render(folder: Path, base: Path) -> str:
     models = list(test["models"])
     by_model = group_by_model(seeds)
     draw_training(by_model, folder)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("RESULTS.md.jinja").render(
+    return dict(
         level=f"{CONFIDENCE_LEVEL * 100:.0f} %",
         test=test["dataset"],
         classes=", ".join(f"{count} {name}" for name, count in test["dataset"]["classes"].items()),
