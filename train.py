@@ -363,13 +363,13 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
         accelerator.log({key: row[key] for key in row if key != "epoch"}, step=epoch + 1)
         progress["history"].append(row)
         score = [row["validation_auroc"], -row["validation_loss"]]
-        if score > progress["best_score"]:
+        if args.keep == "last" or score > progress["best_score"]:
             progress |= {"best_score": score, "best_epoch": epoch + 1}
             best = snapshot(evaluated)
         progress |= {"epoch": epoch + 1, "batch": 0, "loss_sum": 0.0}
         save()
 
-    # Evaluation of the best weights, in full precision, as whoever loads them will run them
+    # Evaluation of the weights kept, in full precision, as whoever loads them will run them
     final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     final.load_state_dict(best)
     if args.half:

@@ -402,13 +402,15 @@ def test_pretrained_weights_come_from_the_hub_with_one_channel(new_hub, run_pyth
 
 
 def test_fine_tuning_a_saved_run_starts_from_its_weights(finished, train, tmp_path):
-    flags = [*PHANTOM, "--model", finished[0], "--num_train_epochs", "1"]
+    flags = [*PHANTOM, "--model", finished[0], "--num_train_epochs", "2", "--keep", "last"]
     result = train(*flags, "--learning_rate", "0", "--output_dir", tmp_path / "tuned")
     assert result.returncode == 0, result.stderr
     tuned = load_file(tmp_path / "tuned" / "model.safetensors")
     for name, value in load_file(finished[0] / "model.safetensors").items():
         if "running_" not in name and "num_batches" not in name:
             assert torch.equal(tuned[name], value), name
+    # The epochs are alike: the first would be the best.
+    assert json.loads((tmp_path / "tuned" / "metrics.json").read_text())["best_epoch"] == 2
 
 
 def test_flags_from_yaml_are_checked_like_typed_ones(train, tmp_path):

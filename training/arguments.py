@@ -198,6 +198,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     add("--max_contrast", type=float, default=0.3, help="augmentation: share, gain and gamma")
     add("--max_blur", type=float, default=0.0, help="augmentation: share of the resolution lost")
     add("--early_stopping_patience", type=int, default=0, help="epochs; 0 never stops early")
+    add("--keep", choices=("best", "last"), default="best", help="epoch, by validation AUROC")
 
     add = parser.add_argument_group("distillation").add_argument
     add("--teacher", nargs="+", default=[], metavar="ID", help="trained folders or Hub ids")

@@ -252,10 +252,11 @@ def _training(arguments: dict, metrics: dict) -> str:
     if pretrained := arguments.get("pretrained"):
         whose = "timm's" if pretrained is True else f"`{pretrained}`:"
         start = f" Training began with {whose} ImageNet weights of `{arguments['model']}`."
+    kept = "last" if arguments.get("keep") == "last" else "best on validation AUROC"
     return f"""## Training, hardware and time
 
 {metrics["num_parameters"]:,} parameters, {metrics["train_seconds"] / 60:.1f} minutes{device}; \
-the weights are those of epoch {metrics["best_epoch"]}, the best on validation AUROC.{start}
+the weights are those of epoch {metrics["best_epoch"]}, the {kept}.{start}
 
 <details>
 <summary>Arguments of the run</summary>
