@@ -34,13 +34,14 @@ from datasets_scripts import (
 from evaluation.calibration import fit_operation
 from evaluation.metrics import compute_metrics, format_metric
 from evaluation.predictions import Predictions
-from modeling import CxrImageProcessor, create_model, load_model
+from modeling import CxrImageProcessor, create_model, load_model, load_segmenter
 from modeling.loss_cxr import classification_loss
+from modeling.lungs_cxr import LungFinder
 from modeling.modeling_cxr import CxrClassifier
 from modeling.preprocessing_cxr import equalization
 from modeling.pretrained import first_line
 from training.arguments import FINAL, dataset_name, parse_args, recipe
-from training.augmentation import augment
+from training.augmentation import augment, swap_backgrounds
 from training.averaging import snapshot, weight_average
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
 from training.data import decode_splits, split_digest, summarize, versions
@@ -127,6 +128,17 @@ def build_model(
     processor.geometry = args.geometry or processor.geometry
     if args.equalize is not None:
         processor.equalize = equalization(args.equalize)
+    if args.crop is not None:
+        processor.crop = args.crop
+    if args.mask is not None:
+        processor.mask = args.mask
+    if args.lungs is not None:
+        processor.lungs = LungFinder(*load_segmenter(args.lungs))
+    if processor.lungs is None and (processor.crop or processor.mask or args.swap_background):
+        raise ValueError(
+            "--crop, --mask and --swap_background need --lungs, the folder or id of a lung "
+            "segmenter, such as checkpoints/cxr-lungs."
+        )
     processor.correct = processor.correct and not args.no_corrections
     model.config.age_range = age_range(train)
     size, channels = processor.size["height"], processor.num_channels
@@ -304,7 +316,10 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
             step = epoch * num_batches + progress["batch"]
             torch.manual_seed(mix_seed(args.seed, step, accelerator.process_index))
             with accelerator.accumulate(model):
-                images = augment(batch["pixels"], args)
+                images = batch["pixels"]
+                if args.swap_background:
+                    images = swap_backgrounds(images, processor.lungs, args.swap_background)
+                images = augment(images, args)
                 pixel_values = processor.normalize(images)
                 pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
                 targets = teachers(images, args.distill_temperature) if teachers else None

@@ -116,6 +116,7 @@ def _own(name: str) -> Encoder:
     model, processor = load_model(name)
 
     def prepare(image: CxrImage, shape: Shape) -> torch.Tensor:
+        image, shape = processor.focus(image, shape)
         return processor.normalize(processor.prepare(image.pixels, shape)[None])[0]
 
     pooling = "features before the head"

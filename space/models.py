@@ -26,7 +26,8 @@ SHIPPED = ("cxr-densenet121", "cxr-baseline")
 SLOW = "score_cam"  # a forward pass a channel
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 FIGURE = re.compile(r"figures/[\w-]+\.png")
-HUB_FILES = [*MODEL_FILES, "*.py", "README.md", "figures/*.png"]
+LUNGS_FILE = "lungs.safetensors"  # of a model whose images are cut to the lungs, or masked
+HUB_FILES = [*MODEL_FILES, LUNGS_FILE, "*.py", "README.md", "figures/*.png"]
 # An ordinary X-ray is read in a fraction of this. What is more, or fails, is read `PATIENTLY`: with
 # all the time and memory that a file may take, and with less right to the cores. The server, which
 # answers all, has the most.
@@ -104,7 +105,8 @@ class Classifier:
         binary = len(self.classes) == 2 and not self.config.is_multi_label
         self.finding = self.classes[1] if binary else None
         self.methods = self.model.heatmap_methods
-        content = b"".join((self._folder / file).read_bytes() for file in MODEL_FILES)
+        files = [*MODEL_FILES, *(path.name for path in self._folder.glob(LUNGS_FILE))]
+        content = b"".join((self._folder / file).read_bytes() for file in files)
         digest = hashlib.sha256(content).hexdigest()[:12]
         self.version = f"{self.name}@{digest}"
         commit = self._folder.name  # a snapshot's folder is called by it

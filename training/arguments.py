@@ -12,6 +12,7 @@ from accelerate.utils import LoggerType
 from datasets_scripts import PERTURBATIONS, sources
 from evaluation.operating_points import RULES
 from modeling.configuration_cxr import LOSSES, OPERATION
+from modeling.image_processing_cxr import CROPS, MASKS
 from modeling.preprocessing_cxr import EQUALIZATIONS, GEOMETRIES
 from training.outliers import DETECTORS
 
@@ -35,6 +36,7 @@ RANGES = {
     "max_shift": (0, 1),
     "max_contrast": (0, 1),
     "max_blur": (0, 0.9),
+    "swap_background": (0, 1),
     "distill_weight": (0, 1),
     "distill_temperature": (0.1, 100),
     "early_stopping_patience": (0, MANY),
@@ -172,6 +174,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     add("--geometry", choices=GEOMETRIES, help=geometries)
     equalizations = "spreads grey levels; as the model says if not given"
     add("--equalize", choices=EQUALIZATIONS, help=equalizations)
+    add("--crop", choices=CROPS, help="to the lungs' bounding box; as the model says if not given")
+    masks = "all but the lungs set to one grey, or fading to it; as the model says if not given"
+    add("--mask", choices=MASKS, help=masks)
+    lungs = "folder or id of the lung segmenter for --crop, --mask and --swap_background"
+    add("--lungs", metavar="ID", help=lungs)
     add("--no_corrections", action="store_true", help="leave negatives and frames as they are")
     add("--num_channels", type=int, choices=(1, 3), help="1 if the model does not say")
     weights = "start from ImageNet weights: timm's on the Hub, or those in a file or folder"
@@ -197,6 +204,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     add("--max_shift", type=float, default=0.1, help="augmentation: share of the side")
     add("--max_contrast", type=float, default=0.3, help="augmentation: share, gain and gamma")
     add("--max_blur", type=float, default=0.0, help="augmentation: share of the resolution lost")
+    swap = "augmentation: share of the images shown with all but the lungs of another"
+    add("--swap_background", type=float, default=0.0, help=swap)
     add("--early_stopping_patience", type=int, default=0, help="epochs; 0 never stops early")
     add("--keep", choices=("best", "last"), default="best", help="epoch, by validation AUROC")
 

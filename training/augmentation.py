@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from modeling.image_cxr import FULL_SCALE
+from modeling.lungs_cxr import LungFinder
 
 
 def augment(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
@@ -47,6 +48,28 @@ def augment_with_masks(
     noise = torch.rand(len(images), 1, 1, device=images.device) * args.max_noise
     images = images ** field.exp() + noise * torch.randn_like(images)
     return images.clamp(0, 1), masks
+
+
+def swap_backgrounds(images: torch.Tensor, finder: LungFinder, share: float) -> torch.Tensor:
+    """Lungs on other images' backgrounds, so that backgrounds tell nothing.
+
+    Args:
+        images: (B, H, W), uint16 at full scale or floats in [0, 1], not augmented yet.
+        finder: says where the lungs are.
+        share: of the images that get another background, in [0, 1].
+
+    Returns:
+        float32 (B, H, W) in [0, 1].
+    """
+    if images.dtype == torch.uint16:
+        images = images.float() / FULL_SCALE
+    size = tuple(finder.processor.size.values())
+    seen = F.interpolate(images[:, None], size, mode="bilinear", antialias=True)[:, 0]
+    sure = finder.segmenter.segment(finder.processor.normalize(seen))
+    sure = F.interpolate(sure[:, None], images.shape[1:], mode="bilinear", antialias=True)[:, 0]
+    others = images[torch.randperm(len(images))]
+    swapped = torch.rand(len(images), 1, 1, device=images.device) < share
+    return torch.where(swapped, others + sure * (images - others), images)
 
 
 def _uniform(limit: float, images: torch.Tensor) -> torch.Tensor:

@@ -112,6 +112,8 @@ def decode_splits(
     how = {"size": size, "geometry": processor.geometry, "correct": processor.correct}
     if processor.equalize is not None:
         how |= {"equalize": processor.equalize}
+    if processor.crop or processor.mask:
+        how |= {"crop": processor.crop, "mask": processor.mask, "lungs": processor.lungs.digest()}
     if perturbation is not None:
         how |= {"perturbation": perturbation, "seed": seed}
     how |= {"code": code_digest(), "versions": versions(DECODERS)}
@@ -119,7 +121,7 @@ def decode_splits(
     seen = ("image", "lung_mask") if perturbation in perturb.NEEDS_LUNGS else ("image",)
 
     def read(row: dict) -> tuple[np.ndarray, tuple[str, ...]]:
-        image, shape = open_row(row, processor.correct, perturbation, seed)
+        image, shape = processor.focus(*open_row(row, processor.correct, perturbation, seed))
         return processor.prepare(image.pixels, shape), image.warnings
 
     splits = {}

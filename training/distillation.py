@@ -46,11 +46,13 @@ class Teachers:
                     f"teacher {name} has the geometry {own.geometry}, the student "
                     f"{processor.geometry}; set --geometry {own.geometry}."
                 )
-            if own.equalize != processor.equalize:
-                raise ValueError(
-                    f"teacher {name} has equalize={own.equalize}, the student "
-                    f"{processor.equalize}; they see the same images, so set --equalize alike."
-                )
+            for setting in ("equalize", "crop", "mask"):
+                one, other = getattr(own, setting), getattr(processor, setting)
+                if one != other:
+                    raise ValueError(
+                        f"teacher {name} has {setting}={one}, the student {other}; they see the "
+                        f"same images, so set --{setting} alike."
+                    )
             model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
             self.pairs.append((model, own))
 

@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 SALT = ".salt"
 # What `write_run` writes; whatever else lies in the folder is the user's own.
 PUSHED = (
-    *("README.md", "config.json", "preprocessor_config.json", "model.safetensors", "*_cxr.py"),
+    *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
+    *("lungs.safetensors", "*_cxr.py"),
     *("predictions_*.csv", "metrics.json", "history.csv", "training_args.json", "dataset.json"),
     *("figures/*.png", "figures/*.svg"),
 )

@@ -103,7 +103,8 @@ class Subject:
 
     def open(self, row: int) -> tuple[CxrImage, tuple[float, float] | None]:
         """The image at its own size, altered as the model saw it; see `pixels.open_row`."""
-        return open_row(self.stored[row], self.processor.correct, *self.altered)
+        opened = open_row(self.stored[row], self.processor.correct, *self.altered)
+        return self.processor.focus(*opened)
 
     def place(
         self, mask: bytes | str | np.ndarray, image: CxrImage, shape: tuple[float, float] | None
