@@ -17,8 +17,8 @@ from .segmentation_cxr import CxrLungSegmenter, CxrLungSegmenterConfig
 LUNGS_FILE = "lungs.safetensors"
 MARGIN = 0.05  # of the image's sides, around the lungs' bounding box
 DILATION = 0.02  # of the longer side; outlines lie in the lungs' own border
-# Mean over what is found. Of 450 chest X-rays of three sources the least is 0.891 and one in fifty is
-# below 0.926; blank images, ramps and noise reach 0.894.
+# Mean over what is found. Of 450 chest X-rays of three sources the least is 0.891 and one in fifty
+# is below 0.926; blank images, ramps and noise reach 0.894.
 LEAST_SURE = 0.9
 NO_LUNGS = "No lungs were found in the image, so the model was shown all of it."
 

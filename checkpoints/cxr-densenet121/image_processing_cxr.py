@@ -1,10 +1,13 @@
 """The one road from a chest X-ray file to `pixel_values`: transformers' class around it."""
 
-from typing import Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.utils import cached_file
 
 from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
@@ -20,6 +23,9 @@ from .preprocessing_cxr import (
 from .reading_cxr import ImageSource, open_image
 from .sandbox_cxr import Sandbox, shared_sandbox
 
+if TYPE_CHECKING:
+    from .lungs_cxr import FocusedSandbox, LungFinder
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # What other image processors are asked for and this one always does.
@@ -30,6 +36,10 @@ ALWAYS = {
     "do_center_crop": False,
     "data_format": "channels_first",
 }
+CROPS = ("lungs",)
+MASKS = ("lungs", "soft")
+# How `from_pretrained` reaches the Hub.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class CxrImageProcessor(BaseImageProcessor):
@@ -48,15 +58,22 @@ class CxrImageProcessor(BaseImageProcessor):
         correct: whether negatives are inverted and plain frames cut away.
         equalize: "histogram", "clahe", or one of these with its parameters, see
             `preprocessing_cxr.equalization`; None leaves grey levels as they are.
+        crop: "lungs" cuts images to the lungs' bounding box; None leaves them whole.
+        mask: "lungs" sets all but the lungs to their mean brightness; "soft" fades it out; None
+            leaves it. Both need `lungs`, a `lungs_cxr.LungFinder`, which is saved and loaded with
+            the settings, in a file beside them.
 
     Raises:
-        ValueError: a size below 32 pixels, other channels than 1 or 3, an unknown geometry or
-            equalization, or a mean or standard deviation of another length.
+        ValueError: a size below 32 pixels, other channels than 1 or 3, an unknown geometry,
+            equalization, crop or mask, or a mean or standard deviation of another length.
     """
 
     model_input_names = ["pixel_values"]
-    # Of the class, so that settings without it do not name it.
+    # Of the class, so that settings without them do not name them.
     equalize: dict[str, Any] | None = None
+    crop: str | None = None
+    mask: str | None = None
+    lungs: "LungFinder | None" = None
 
     def __init__(
         self,
@@ -67,6 +84,8 @@ class CxrImageProcessor(BaseImageProcessor):
         geometry: str = "pad",
         correct: bool = True,
         equalize: str | dict[str, Any] | None = None,
+        crop: str | None = None,
+        mask: str | None = None,
         **kwargs: Any,
     ) -> None:
         # Folders of before there were three geometries say "squash", true or false.
@@ -87,11 +106,52 @@ class CxrImageProcessor(BaseImageProcessor):
         self.correct = correct
         if equalize is not None:
             self.equalize = equalization(equalize)
+        for name, value, known in (("crop", crop, CROPS), ("mask", mask, MASKS)):
+            if value is None:
+                continue
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; it can be {', '.join(known)}.")
+            setattr(self, name, value)
         self.image_mean = list(image_mean or _per_channel(IMAGENET_MEAN, num_channels))
         self.image_std = list(image_std or _per_channel(IMAGENET_STD, num_channels))
         for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
             if len(values) != num_channels:
                 raise ValueError(f"{name} is {values}; it needs {num_channels} values.")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Transformers' own, and the segmenter of a processor with `crop` or `mask`."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        if processor.crop or processor.mask:
+            from .lungs_cxr import LUNGS_FILE, LungFinder
+
+            options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            file = cached_file(pretrained_model_name_or_path, LUNGS_FILE, **options)
+            processor.lungs = LungFinder.load(file, cls)
+        return loaded
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Transformers' own, with the segmenter beside the settings."""
+        if self.crop or self.mask:
+            from .lungs_cxr import LUNGS_FILE
+
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            self._finder().save(Path(save_directory) / LUNGS_FILE)
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, without the segmenter."""
+        finder = self.__dict__.pop("lungs", None)
+        try:
+            return super().to_dict()
+        finally:
+            if finder is not None:
+                self.lungs = finder
 
     def preprocess(
         self,
@@ -137,16 +197,60 @@ class CxrImageProcessor(BaseImageProcessor):
         self, image: ImageSource | torch.Tensor, shape: tuple[int, int] | None = None
     ) -> np.ndarray:
         """`open`, then `prepare` with the `shape` that a stored image had: uint16 (H, W)."""
-        opened = self.open(image)
-        return self.prepare(opened.pixels, shape and opened.part_of(shape))
+        opened = open_image(_to_array(image), self.correct)
+        opened, shape = self.focus(opened, shape and opened.part_of(shape))
+        return self.prepare(opened.pixels, shape)
 
     def open(self, image: ImageSource | torch.Tensor) -> CxrImage:
-        """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too."""
-        return open_image(_to_array(image), self.correct)
+        """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too; `focus`."""
+        return self.focus(open_image(_to_array(image), self.correct))[0]
 
-    def sandbox(self) -> Sandbox:
+    def sandbox(self) -> "Sandbox | FocusedSandbox":
         """What reads files as `open` does, in processes with limits of time and memory."""
-        return shared_sandbox(self.correct)
+        sandbox = shared_sandbox(self.correct)
+        if not (self.crop or self.mask):
+            return sandbox
+        from .lungs_cxr import FocusedSandbox
+
+        return FocusedSandbox(sandbox, self)
+
+    def focus(
+        self, image: CxrImage, shape: tuple[float, float] | None = None
+    ) -> tuple[CxrImage, tuple[float, float] | None]:
+        """The image as `crop` and `mask` say, and the proportions of what is left.
+
+        One in which no lungs are found stays whole, with a warning.
+
+        Args:
+            image: as read, before anything else is done to it.
+            shape: its height and width before it was stretched, where it was.
+
+        Raises:
+            ValueError: `crop` or `mask` is set and `lungs` is not.
+        """
+        if not (self.crop or self.mask):
+            return image, shape
+        from .lungs_cxr import NO_LUNGS, crop_to, mask_by
+
+        sure = self._finder().find(image.pixels)
+        if not (sure > 0.5).any():
+            return image._replace(warnings=(*image.warnings, NO_LUNGS)), shape
+        if self.mask:
+            image = mask_by(image, sure, self.mask)
+        if self.crop:
+            before = image.pixels.shape
+            image = crop_to(image, sure > 0.5)
+            after = image.pixels.shape
+            shape = shape and tuple(s * a / b for s, a, b in zip(shape, after, before))
+        return image, shape
+
+    def _finder(self) -> "LungFinder":
+        if self.lungs is None:
+            raise ValueError(
+                f"the image processor has crop={self.crop!r} and mask={self.mask!r} and no "
+                "segmenter: load it by from_pretrained, or set its `lungs`."
+            )
+        return self.lungs
 
     def prepare(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
         """`resize`, then equalized: the image as `normalize` takes it, uint16 (H, W).
@@ -166,7 +270,9 @@ class CxrImageProcessor(BaseImageProcessor):
             "size": {name: round(side * FRAME) for name, side in self.size.items()},
             "geometry": "crop" if self.geometry == "inner_crop" else self.geometry,
         }
-        return type(self).from_dict(settings)
+        framed = type(self).from_dict(settings)
+        framed.lungs = self.lungs
+        return framed
 
     def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """`preprocessing_cxr.normalize` to `image_mean` and `image_std`: a tensor in any case."""

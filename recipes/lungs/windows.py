@@ -1,4 +1,4 @@
-"""What equalization, crops and masks did to the baseline, from the predictions that windows.sh keeps.
+"""What equalization, crops and masks did to the baseline, from what windows.sh keeps.
 
     python -m recipes.lungs.windows results/lungs/windows
 
@@ -60,7 +60,7 @@ def mean_auroc(runs: list[Predictions]) -> tuple[float, np.ndarray]:
 
 
 def compare(arms: dict[str, list[Predictions]]) -> dict[str, dict]:
-    """Of each arm its mean AUROC, the least and the greatest of a seed, and what it gains on plain."""
+    """Of each arm its mean AUROC, that of each seed, and what it gains on plain."""
     measured = {arm: mean_auroc(runs) for arm, runs in arms.items()}
     plain, of_plain = measured[PLAIN]
     patients = len(np.unique(arms[PLAIN][0].patient_id))
@@ -133,7 +133,8 @@ def main(folder: Path) -> None:
     page = f"""# What windows on the lungs and equalization do
 
 The baseline CNN at 64 pixels, {len(SEEDS)} seeds an arm, alike but for what its images went \
-through. AUROC, mean over seeds; in brackets the gain on `{PLAIN}` with a 95 % interval over patients.
+through. AUROC, mean over seeds; in brackets the gain on `{PLAIN}` with a 95 % interval over \
+patients.
 
 {windows_table(found, heat)}
 
