@@ -26,7 +26,6 @@ ARMS = {
     "clahe": "CLAHE",
     "crop": "cut to the lungs",
     "mask": "all but the lungs one grey",
-    "soft": "all but the lungs faded out",
     "swap": "in training, half of the lungs on another image's background",
 }
 CHOSEN_ON = {"validation": "Validation", "shift": "Shifted", "adults": "Another hospital's adults"}

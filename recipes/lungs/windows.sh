@@ -11,7 +11,7 @@ manifest=${2:?give the CSV file of recipes.gpu.manifest}
 bin=.venv/bin runs=runs/windows results=results/lungs/windows
 lungs=(--lungs checkpoints/cxr-lungs)
 masks=(--dataset_options extra="$data/kermany_extra")
-names=(plain histogram clahe crop mask soft swap)
+names=(plain histogram clahe crop mask swap)
 
 train() { # NAME SEED FLAGS...
     local folder=$runs/$1-$2 seed=$2
@@ -42,7 +42,6 @@ for seed in 42 43 44; do
     train clahe $seed --equalize clahe
     train crop $seed --crop lungs "${lungs[@]}"
     train mask $seed --mask lungs "${lungs[@]}"
-    train soft $seed --mask soft "${lungs[@]}"
     train swap $seed --swap_background 0.5 "${lungs[@]}"
     validation=(--dataset "$data/chest_xray" --split validation "${masks[@]}")
     validate validation $seed "${validation[@]}" --curves 0 --gallery 0
