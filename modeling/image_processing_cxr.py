@@ -133,16 +133,13 @@ class CxrImageProcessor(BaseImageProcessor):
             processor.lungs = LungFinder.load(file, cls)
         return loaded
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
-    ) -> list[str]:
-        """Transformers' own, with the segmenter beside the settings."""
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes the settings and, beside them, the segmenter; what `save_pretrained` calls."""
         if self.crop or self.mask:
             from .lungs_cxr import LUNGS_FILE
 
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            self._finder().save(Path(save_directory) / LUNGS_FILE)
-        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+            self._finder().save(Path(json_file_path).with_name(LUNGS_FILE))
+        super().to_json_file(json_file_path)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, without the segmenter."""
