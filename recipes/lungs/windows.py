@@ -6,18 +6,17 @@ The folder gets winner.txt, windows.json and windows.md. The winner has the high
 `CHOSEN_ON`; what it reaches on the tests is added once they were scored.
 """
 
-import csv
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from evaluation.bootstrap import interval, mean_entries
-from evaluation.metrics import bootstrap_statistics, compute_metrics, format_metric
+from evaluation.metrics import compute_metrics, format_metric
 from evaluation.pages.wording import difference
-from evaluation.predictions import Predictions, read_predictions_by_model, write_text
+from evaluation.predictions import write_text
 from evaluation.table import markdown_table
+from recipes.seeds import NUM_RESAMPLES, compare_arms, heat_in_lungs, read_arms
 
 PLAIN = "plain"
 ARMS = {
@@ -32,64 +31,11 @@ CHOSEN_ON = {"validation": "Validation", "shift": "Shifted", "adults": "Another 
 SETS = {**CHOSEN_ON, "no_lungs": "Lungs blacked out"}
 TESTS = ("test", "actualmed", "openist")
 SEEDS = (42, 43, 44)
-NUM_RESAMPLES = 1000
 
 
-def read_set(folder: Path, name: str) -> dict[str, list[Predictions]]:
-    """The predictions of each arm on a set, a seed each.
-
-    Raises:
-        ValueError, OSError: a table is missing or damaged.
-    """
-    found: dict[str, list[Predictions]] = {}
-    for seed in SEEDS:
-        models = read_predictions_by_model(folder / f"{name}-{seed}.csv")
-        for arm in ARMS:
-            if f"{arm}-{seed}" in models:
-                found.setdefault(arm, []).append(models[f"{arm}-{seed}"])
-    return found
-
-
-def mean_auroc(runs: list[Predictions]) -> tuple[float, np.ndarray]:
-    """The seeds' mean AUROC, and that of each resample of patients, float (R,)."""
-    stored = [bootstrap_statistics(run, NUM_RESAMPLES) for run in runs]
-    (key,) = (key for key in stored[0].values if key[1] == "auroc")
-    value = np.mean([one.values[key] for one in stored])
-    return float(value), np.mean([one.resampled[key] for one in stored], axis=0)
-
-
-def compare(arms: dict[str, list[Predictions]]) -> dict[str, dict]:
-    """Of each arm its mean AUROC, that of each seed, and what it gains on plain."""
-    measured = {arm: mean_auroc(runs) for arm, runs in arms.items()}
-    plain, of_plain = measured[PLAIN]
-    patients = len(np.unique(arms[PLAIN][0].patient_id))
-    found = {}
-    for arm, (value, resampled) in measured.items():
-        seeds = [compute_metrics(run, 0)["auroc"]["value"] for run in arms[arm]]
-        found[arm] = {"value": value, "seeds": seeds}
-        if arm != PLAIN:
-            bounds = interval(value - plain, resampled - of_plain, patients, "linear")
-            found[arm]["gain"] = {"value": value - plain, **bounds}
-    return found
-
-
-def heat_in_lungs(folder: Path) -> dict[str, dict]:
-    """Of each arm the mean share of heat in the lungs, their share of the image, and the gain."""
-    rows: dict[str, dict[str, list]] = {}
-    for seed in SEEDS:
-        with open(folder / f"validation-{seed}-heat.csv", newline="") as file:
-            for row in csv.DictReader(file):
-                arm = rows.setdefault(row["model"].removesuffix(f"-{seed}"), {})
-                numbers = [float(row[key] or "nan") for key in ("energy_in_lungs", "lung_area")]
-                arm.setdefault((row["image_id"], row["patient_id"]), []).append(numbers)
-    keys = list(rows[PLAIN])
-    means = {arm: np.array([np.mean(rows[arm][key], 0) for key in keys]) for arm in rows}
-    patients, found = np.array([patient for _, patient in keys]), {}
-    for arm, values in means.items():
-        columns = np.column_stack([values, values[:, 0] - means[PLAIN][:, 0]])
-        energy, area, gain = mean_entries(columns, patients, NUM_RESAMPLES, 0)
-        found[arm] = {"energy": energy, "area": area, "gain": gain}
-    return found
+def files(folder: Path, name: str) -> list[Path]:
+    """The tables of a set, a seed each."""
+    return [folder / f"{name}-{seed}.csv" for seed in SEEDS]
 
 
 def windows_table(found: dict[str, dict], heat: dict[str, dict]) -> str:
@@ -109,23 +55,22 @@ def windows_table(found: dict[str, dict], heat: dict[str, dict]) -> str:
 
 def tests_table(folder: Path, winner: str) -> str:
     """A row a seed of the winner on the tests; empty where these were not scored."""
-    if not (folder / f"{TESTS[-1]}-{SEEDS[-1]}.csv").exists():
+    if not files(folder, TESTS[-1])[-1].exists():
         return ""
     rows = []
     for name in TESTS:
-        for seed, run in zip(SEEDS, read_set(folder, name)[winner]):
+        for seed, run in zip(SEEDS, read_arms(*files(folder, name))[winner]):
             metrics = compute_metrics(run, NUM_RESAMPLES)
             shown = [format_metric(metrics[key]) for key in ("auroc", "sensitivity", "specificity")]
             rows.append([name, str(seed), str(len(run.image_id)), *shown])
-    return markdown_table(
-        ["Test", "Seed", "n", "AUROC", "Sensitivity", "Specificity"], rows, left=1
-    )
+    return markdown_table(["Test", "Seed", "n", "AUROC", "Sensitivity", "Specificity"], rows)
 
 
 def main(folder: Path) -> None:
     """Writes the three files."""
-    found = {name: compare(read_set(folder, name)) for name in SETS}
-    heat = heat_in_lungs(folder)
+    pairs = {arm: PLAIN for arm in ARMS if arm != PLAIN}
+    found = {name: compare_arms(read_arms(*files(folder, name)), pairs) for name in SETS}
+    heat = heat_in_lungs(files(folder, "validation-heat"), PLAIN)
     means = {arm: np.mean([found[name][arm]["value"] for name in CHOSEN_ON]) for arm in ARMS}
     winner = max(means, key=means.get)
     tests = tests_table(folder, winner)

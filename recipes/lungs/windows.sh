@@ -31,7 +31,7 @@ validate() { # SET SEED FLAGS...
     [ -f "$kept.csv" ] && return
     rm -rf "$folder"
     "$bin/python" validate.py --model "${models[@]}" --output_dir "$folder" "$@"
-    [ ! -f "$folder/saliency.csv" ] || cp "$folder/saliency.csv" "$kept-heat.csv"
+    [ ! -f "$folder/saliency.csv" ] || cp "$folder/saliency.csv" "$results/validation-heat-${kept##*-}.csv"
     cp "$folder/predictions.csv" "$kept.csv"
 }
 
