@@ -47,6 +47,8 @@ def check_method(method: str, methods: Sequence[str]) -> None:
     Raises:
         ValueError: another one.
     """
+    if not methods:
+        raise ValueError(f"method is {method!r}; this model was exported without heatmaps.")
     if method not in methods:
         raise ValueError(f"method is {method!r}; it can be {', '.join(methods)}.")
 
