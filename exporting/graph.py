@@ -43,12 +43,6 @@ class ExportGraph(nn.Module):
             found.append(self.model.outlier_detector(pixel_values))
         return tuple(found)
 
-    def example(self, count: int = 2) -> torch.Tensor:
-        """Noise of the shape that the graph takes, float32 (count, C, H, W)."""
-        config = self.model.config
-        shape = (count, config.num_channels, config.image_size, config.image_size)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
 
 def export_program(graph: ExportGraph) -> torch.export.ExportedProgram:
     """The graph as `torch.export` writes it down, for any number of images.
@@ -59,13 +53,20 @@ def export_program(graph: ExportGraph) -> torch.export.ExportedProgram:
     count = ({0: torch.export.Dim("batch")},)
     try:
         with torch.no_grad():
-            return torch.export.export(graph, (graph.example(),), dynamic_shapes=count)
+            return torch.export.export(graph, (noise(graph.model, 2),), dynamic_shapes=count)
     except Exception as error:  # torch raises whatever the network's own code leads it into
         kind = type(error).__name__
         raise ValueError(
             f"a {graph.model.config.model_type} network of this configuration cannot be exported "
             f"({kind}: {str(error).strip().splitlines()[0]})."
         ) from error
+
+
+def noise(model: CxrClassifier, count: int) -> torch.Tensor:
+    """Images of the shape that a model takes, the same at each call: float32 (count, C, H, W)."""
+    side = model.config.image_size
+    shape = (count, model.config.num_channels, side, side)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def class_activation_maps(
@@ -101,14 +102,12 @@ def mean_head(model: CxrClassifier) -> nn.Linear | None:
     Networks differ in what lies between maps and head, and do not say so: each head that would fit
     is tried on images of noise.
     """
-    config = model.config
-    shape = (PROBES, config.num_channels, config.image_size, config.image_size)
-    probes = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    probes = noise(model, PROBES)
     with torch.no_grad():
         _, maps = _logits_and_maps(model, probes)
     if maps is None:
         return None
-    classes = range(config.num_labels)
+    classes = range(model.config.num_labels)
     expected = torch.stack([model.grad_cam(probes, target) for target in classes], 1)
     for head in model.heads:
         if head.in_features == maps.shape[1]:

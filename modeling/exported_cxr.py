@@ -31,6 +31,7 @@ class ExportedClassifier:
     Attributes:
         config: the fields of the model's config.json.
         classes: names, in the order of the logits.
+        is_multi_label: whether each class is told by itself.
         heatmap_methods: of `assess`; none where Grad-CAM has no closed form in the network.
         source: name and version of the model that was exported.
 
@@ -44,6 +45,7 @@ class ExportedClassifier:
         self._run = run
         self.config = json.loads(metadata["cxr_config"])
         self.classes = class_names(self.config)
+        self.is_multi_label = self.config.get("problem_type") == "multi_label_classification"
         self.source = metadata["cxr_model"]
         self.heatmap_methods = ("grad_cam",) if "heatmap" in outputs else ()
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
 from .preparation_cxr import CxrPreparation
 from .preprocessing_cxr import FRAME, GEOMETRIES, equalization, normalize
@@ -150,14 +149,6 @@ class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
     def restore(self, heatmap: np.ndarray | torch.Tensor, height: int, width: int) -> np.ndarray:
         """`preprocessing_cxr.restore` to an image's frame: float32 (height, width)."""
         return super().restore(_to_array(heatmap), height, width)
-
-    def overlay(self, pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-        """`heatmap_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
-        return overlay(pixels, heat)
-
-    def heat_layer(self, heat: np.ndarray) -> np.ndarray:
-        """`heatmap_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
-        return heat_layer(heat)
 
 
 def _to_array(image: Any) -> Any:

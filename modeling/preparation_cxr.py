@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .image_cxr import CxrImage
+from .overlay_cxr import heat_layer, overlay
 from .preprocessing_cxr import equalize, resize, restore
 from .reading_cxr import ImageSource, open_image
 from .sandbox_cxr import Sandbox, shared_sandbox
@@ -49,6 +50,14 @@ class CxrPreparation:
     def restore(self, heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
         """`preprocessing_cxr.restore` to an image's frame: float32 (height, width)."""
         return restore(heatmap, self._side(), self.geometry, (height, width))
+
+    def overlay(self, pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+        """`overlay_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
+        return overlay(pixels, heat)
+
+    def heat_layer(self, heat: np.ndarray) -> np.ndarray:
+        """`overlay_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
+        return heat_layer(heat)
 
     def _side(self) -> tuple[int, int]:
         return self.size["height"], self.size["width"]
