@@ -6,19 +6,10 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
-from .preprocessing_cxr import (
-    FRAME,
-    GEOMETRIES,
-    equalization,
-    equalize,
-    normalize,
-    resize,
-    restore,
-)
-from .reading_cxr import ImageSource, open_image
-from .sandbox_cxr import Sandbox, shared_sandbox
+from .preparation_cxr import CxrPreparation
+from .preprocessing_cxr import FRAME, GEOMETRIES, equalization, normalize
+from .reading_cxr import ImageSource
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,7 +23,7 @@ ALWAYS = {
 }
 
 
-class CxrImageProcessor(BaseImageProcessor):
+class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
     """Turns image files into normalised grey `pixel_values`.
 
     Pixels stay 16-bit until the last step, so that what is cached on disk as uint16 and what is
@@ -55,8 +46,6 @@ class CxrImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]
-    # Of the class, so that settings without it do not name it.
-    equalize: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -142,23 +131,7 @@ class CxrImageProcessor(BaseImageProcessor):
 
     def open(self, image: ImageSource | torch.Tensor) -> CxrImage:
         """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too."""
-        return open_image(_to_array(image), self.correct)
-
-    def sandbox(self) -> Sandbox:
-        """What reads files as `open` does, in processes with limits of time and memory."""
-        return shared_sandbox(self.correct)
-
-    def prepare(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
-        """`resize`, then equalized: the image as `normalize` takes it, uint16 (H, W).
-
-        What was resized before may be given, what was equalized before may not.
-        """
-        resized = self.resize(pixels, shape)
-        return resized if self.equalize is None else equalize(resized, self.equalize)
-
-    def resize(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
-        """`preprocessing_cxr.resize` to this processor's size by its geometry: uint16 (H, W)."""
-        return resize(pixels, self._side(), self.geometry, shape)
+        return super().open(_to_array(image))
 
     def frame(self) -> "CxrImageProcessor":
         """The processor of the frames that ten crops are cut from: 256 pixels a side for 224."""
@@ -175,18 +148,7 @@ class CxrImageProcessor(BaseImageProcessor):
 
     def restore(self, heatmap: np.ndarray | torch.Tensor, height: int, width: int) -> np.ndarray:
         """`preprocessing_cxr.restore` to an image's frame: float32 (height, width)."""
-        return restore(_to_array(heatmap), self._side(), self.geometry, (height, width))
-
-    def overlay(self, pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-        """`heatmap_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
-        return overlay(pixels, heat)
-
-    def heat_layer(self, heat: np.ndarray) -> np.ndarray:
-        """`heatmap_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
-        return heat_layer(heat)
-
-    def _side(self) -> tuple[int, int]:
-        return self.size["height"], self.size["width"]
+        return super().restore(_to_array(heatmap), height, width)
 
 
 def _to_array(image: Any) -> Any:
