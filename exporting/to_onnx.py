@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import onnxscript  # noqa: F401  (torch.onnx works with it, and would miss it later)
 import torch
 from onnxruntime.quantization import (
     CalibrationDataReader,
