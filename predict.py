@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling import CxrImageProcessor, load_model
+from modeling.exported_cxr import ExportedClassifier, is_exported, load_exported
 from modeling.heatmap_cxr import CAM_METHODS, TOKEN_METHOD, check_method
 from modeling.image_cxr import CxrImage
 from modeling.modeling_cxr import CxrClassifier
@@ -50,7 +51,7 @@ could not do its work; 130 if it was interrupted.
 
 def predict(
     paths: str | os.PathLike | Iterable[str | os.PathLike],
-    model: CxrClassifier,
+    model: CxrClassifier | ExportedClassifier,
     processor: CxrImageProcessor,
     *,
     method: str | None = None,
@@ -69,7 +70,7 @@ def predict(
 
     Args:
         paths: a file or folder, or several, none inside another.
-        model: as `load_model` gives it.
+        model: as `load_model` or `load` gives it.
         processor: the model's.
         method: of the heatmaps, see `CxrClassifier.explain`; None makes none.
         target: the class that they explain; None for the most probable one.
@@ -170,6 +171,21 @@ def _draw(
     return prediction._replace(heatmap=path)
 
 
+def load(name: str) -> tuple[CxrClassifier | ExportedClassifier, CxrImageProcessor]:
+    """A model and its processor: `load_model`, or of a file of export.py `load_exported`.
+
+    A model of PyTorch is put on the GPU where there is one.
+
+    Raises:
+        ValueError, OSError, ImportError: see these.
+    """
+    if is_exported(name):
+        model, settings = load_exported(name)
+        return model, CxrImageProcessor.from_dict(vars(settings))
+    model, processor = load_model(name)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
 def heatmap_name(file: str) -> str:
     """Where in its folder a file's heatmap lies: the file's path with .png added.
 
@@ -204,7 +220,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="FILE_OR_FOLDER", help="PNG, JPEG, DICOM, ..., mixed")
-    add("--model", required=True, metavar="PATH_OR_ID", help="a saved folder, Hub id or id@commit")
+    add(
+        "--model",
+        required=True,
+        metavar="PATH_OR_ID",
+        help="a saved folder, Hub id or id@commit, or a file of export.py",
+    )
     add("--output", required=True, metavar="FILE", help="the table; if it exists, go on with it")
     add("--format", choices=("csv", "jsonl"), help="of the table; if not given, by its suffix")
     add("--heatmaps", metavar="DIR", help="draw a PNG a file, at the X-ray's own size")
@@ -240,11 +261,15 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)  # of no other: the Hub's client has a line for every request
     check_paths(args.paths)
-    model, processor = load_model(args.model)
+    model, processor = load(args.model)
+    if isinstance(model, ExportedClassifier):
+        if args.ten_crop:
+            raise ValueError(f"{args.model} has no ten crops; use the model that it was made of.")
+        names = model.classes
+    else:
+        names = [model.config.id2label[k] for k in range(model.config.num_labels)]
     if args.method is not None:
         check_method(args.method, model.heatmap_methods)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    names = [model.config.id2label[k] for k in range(model.config.num_labels)]
     if args.target is not None and args.target not in names:
         raise ValueError(f"--target {args.target} is no class; choose {', '.join(names)}.")
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
 from .configuration_cxr import FITTED, CxrConfig, spelled_alike
+from .exported_cxr import is_exported
 from .image_processing_cxr import CxrImageProcessor
 from .modeling_cxr import PRESETS, REGISTRY, CxrClassifier, CxrPreTrainedModel
 from .pretrained import first_line, load_imagenet
@@ -149,6 +150,8 @@ def _load(
 
 def _refuse_file(name: str) -> None:
     if Path(name).is_file():
+        if is_exported(name):
+            raise ValueError(f"{name} is an exported model; give the model that it was made of.")
         raise ValueError(
             f"{name} is a file, not the folder of a model; convert a CheXNet checkpoint first: "
             f"python -m modeling.convert chexnet {name} OUT, and give OUT."

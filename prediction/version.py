@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
+from modeling.exported_cxr import is_exported
 from modeling.factory import split_commit
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -13,15 +14,20 @@ MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 def model_version(source: str) -> str:
     """A model's folder name or Hub id, @, and the first 12 hex digits of a hash of its files.
 
-    The hash is the SHA-256 of its configuration, preprocessing and weights.
+    The hash is the SHA-256 of its configuration, preprocessing and weights; of an exported model,
+    whose name is its file's, of that file, and of OpenVINO's weights beside it.
 
     Args:
-        source: the folder, Hub id or id@commit that the model was loaded from.
+        source: the folder, Hub id or id@commit that the model was loaded from, or its file.
 
     Raises:
         OSError: a file is gone.
     """
     digest = hashlib.sha256()
+    if is_exported(source):
+        for file in filter(Path.is_file, (Path(source), Path(source).with_suffix(".bin"))):
+            digest.update(file.read_bytes())
+        return f"{Path(source).name}@{digest.hexdigest()[:12]}"
     source, commit = split_commit(source)
     for file in MODEL_FILES:
         digest.update(Path(cached_file(source, file, revision=commit)).read_bytes())

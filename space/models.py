@@ -9,7 +9,9 @@ import hashlib
 import importlib
 import os
 import re
+import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("cxr-densenet121", "cxr-baseline")
+EXPORTED = (".onnx",)  # what export.py writes, with its code beside it
 SLOW = "score_cam"  # a forward pass a channel
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 FIGURE = re.compile(r"figures/[\w-]+\.png")
@@ -56,8 +59,8 @@ class Classifier:
         hub_url: the card's page on the Hub, at that commit; None for a folder.
 
     Args:
-        model_id: a Hub id, id@revision, or a folder that `save_pretrained` wrote; its own code is
-            run.
+        model_id: a Hub id, id@revision, a folder that `save_pretrained` wrote, or a file of
+            export.py in its folder; the model's own code is run.
 
     Raises:
         ValueError: there is no such model, it cannot be loaded, or it is of another kind.
@@ -65,8 +68,8 @@ class Classifier:
 
     def __init__(self, model_id: str) -> None:
         self.name = name_of(model_id)
-        is_folder = Path(model_id).is_dir()
-        if Path(model_id).is_file():
+        is_folder, is_file = Path(model_id).is_dir(), Path(model_id).suffix in EXPORTED
+        if Path(model_id).is_file() and not is_file:
             raise ValueError(
                 f"MODEL_ID {model_id!r} is a file, not the folder of a model; convert a CheXNet "
                 f"checkpoint first: python -m modeling.convert chexnet {model_id} OUT, and give "
@@ -74,13 +77,19 @@ class Classifier:
             )
         # All of the model comes from one commit, found once: while it serves, nothing asks the Hub.
         try:
-            self._folder = Path(model_id) if is_folder else _download(model_id)
-            self.model = AutoModelForImageClassification.from_pretrained(
-                self._folder, trust_remote_code=True, use_safetensors=True
-            )
-            self.processor = AutoImageProcessor.from_pretrained(
-                self._folder, trust_remote_code=True
-            )
+            if is_file:
+                self._folder, files = Path(model_id).parent, [Path(model_id)]
+                self.model, self.processor = _load_exported(Path(model_id))
+            else:
+                self._folder = Path(model_id) if is_folder else _download(model_id)
+                files = [self._folder / file for file in MODEL_FILES]
+                files += self._folder.glob(LUNGS_FILE)
+                self.model = AutoModelForImageClassification.from_pretrained(
+                    self._folder, trust_remote_code=True, use_safetensors=True
+                ).eval()
+                self.processor = AutoImageProcessor.from_pretrained(
+                    self._folder, trust_remote_code=True
+                )
         except (
             HfHubHTTPError,
             ImportError,
@@ -90,7 +99,7 @@ class Classifier:
             SafetensorError,
         ) as error:
             problem = "is not a folder and cannot be loaded from the Hub"
-            if is_folder:
+            if is_folder or is_file:
                 problem = "cannot be loaded"
             reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
             raise ValueError(f"MODEL_ID {model_id!r} {problem}: {reason}.") from error
@@ -99,19 +108,22 @@ class Classifier:
                 f"MODEL_ID {model_id!r} is not one of this project's chest X-ray models, or one "
                 "saved by an earlier version; save it again."
             )
-        self.model.eval()
-        self.config = self.model.config
-        self.classes = [self.config.id2label[index] for index in range(self.config.num_labels)]
-        binary = len(self.classes) == 2 and not self.config.is_multi_label
+        if is_file:
+            self.classes, multi_label = self.model.classes, self.model.is_multi_label
+        else:
+            config = self.model.config
+            self.classes = [config.id2label[index] for index in range(config.num_labels)]
+            multi_label = config.is_multi_label
+        binary = len(self.classes) == 2 and not multi_label
         self.finding = self.classes[1] if binary else None
         self.methods = self.model.heatmap_methods
-        files = [*MODEL_FILES, *(path.name for path in self._folder.glob(LUNGS_FILE))]
-        content = b"".join((self._folder / file).read_bytes() for file in files)
+        content = b"".join(file.read_bytes() for file in files)
         digest = hashlib.sha256(content).hexdigest()[:12]
         self.version = f"{self.name}@{digest}"
         commit = self._folder.name  # a snapshot's folder is called by it
-        self.revision = digest if is_folder else commit[:12]
-        self.hub_url = None if is_folder else f"https://huggingface.co/{self.name}/tree/{commit}"
+        is_local = is_folder or is_file
+        self.revision = digest if is_local else commit[:12]
+        self.hub_url = None if is_local else f"https://huggingface.co/{self.name}/tree/{commit}"
         # The function that predict.py makes its rows by lies beside the model's code.
         package = type(self.model).__module__.rpartition(".")[0]
         self._table_row = importlib.import_module(f"{package}.answers_cxr").table_row
@@ -121,9 +133,9 @@ class Classifier:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        side = 2 * self.config.image_size
+        side = 2 * self.processor.size["height"]
         image = self.processor.open(np.tile(np.linspace(0, 1, side), (side, 1)))
-        self.model.assess([image], self.processor, method="grad_cam")
+        self.model.assess([image], self.processor, method=next(iter(self.methods), None))
 
     def open(self, content: bytes) -> Any:
         """An upload as a `CxrImage`, read in a process of its own.
@@ -200,8 +212,18 @@ class Classifier:
 
 
 def name_of(model_id: str) -> str:
-    """What to call a model: a Hub id, or of a folder, whose path is not shown, the last part."""
-    return Path(model_id).resolve().name if Path(model_id).is_dir() else model_id.partition("@")[0]
+    """What to call a model: a Hub id, or of a path, which is not shown, the last part."""
+    if Path(model_id).is_dir() or Path(model_id).suffix in EXPORTED:
+        return Path(model_id).resolve().name
+    return model_id.partition("@")[0]
+
+
+def _load_exported(file: Path) -> tuple[Any, Any]:
+    """An exported model and its processor, by the code that export.py wrote beside it."""
+    package = types.ModuleType(f"exported_{hashlib.sha256(bytes(file.resolve())).hexdigest()}")
+    package.__path__ = [str(file.parent)]
+    sys.modules[package.__name__] = package
+    return importlib.import_module(f"{package.__name__}.exported_cxr").load_exported(file)
 
 
 def _download(model_id: str) -> Path:

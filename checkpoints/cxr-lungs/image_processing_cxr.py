@@ -9,19 +9,11 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.utils import cached_file
 
-from .heatmap_cxr import heat_layer, overlay
 from .image_cxr import MIN_SIDE, CxrImage
-from .preprocessing_cxr import (
-    FRAME,
-    GEOMETRIES,
-    equalization,
-    equalize,
-    normalize,
-    resize,
-    restore,
-)
-from .reading_cxr import ImageSource, open_image
-from .sandbox_cxr import Sandbox, shared_sandbox
+from .preparation_cxr import CxrPreparation
+from .preprocessing_cxr import FRAME, GEOMETRIES, equalization, normalize
+from .reading_cxr import ImageSource
+from .sandbox_cxr import Sandbox
 
 if TYPE_CHECKING:
     from .lungs_cxr import FocusedSandbox, LungFinder
@@ -42,7 +34,7 @@ MASKS = ("lungs", "soft")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-class CxrImageProcessor(BaseImageProcessor):
+class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
     """Turns image files into normalised grey `pixel_values`.
 
     Pixels stay 16-bit until the last step, so that what is cached on disk as uint16 and what is
@@ -70,7 +62,6 @@ class CxrImageProcessor(BaseImageProcessor):
 
     model_input_names = ["pixel_values"]
     # Of the class, so that settings without them do not name them.
-    equalize: dict[str, Any] | None = None
     crop: str | None = None
     mask: str | None = None
     lungs: "LungFinder | None" = None
@@ -133,16 +124,13 @@ class CxrImageProcessor(BaseImageProcessor):
             processor.lungs = LungFinder.load(file, cls)
         return loaded
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
-    ) -> list[str]:
-        """Transformers' own, with the segmenter beside the settings."""
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes the settings and, beside them, the segmenter; what `save_pretrained` calls."""
         if self.crop or self.mask:
             from .lungs_cxr import LUNGS_FILE
 
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            self._finder().save(Path(save_directory) / LUNGS_FILE)
-        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+            self._finder().save(Path(json_file_path).with_name(LUNGS_FILE))
+        super().to_json_file(json_file_path)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, without the segmenter."""
@@ -197,17 +185,17 @@ class CxrImageProcessor(BaseImageProcessor):
         self, image: ImageSource | torch.Tensor, shape: tuple[int, int] | None = None
     ) -> np.ndarray:
         """`open`, then `prepare` with the `shape` that a stored image had: uint16 (H, W)."""
-        opened = open_image(_to_array(image), self.correct)
+        opened = super().open(_to_array(image))
         opened, shape = self.focus(opened, shape and opened.part_of(shape))
         return self.prepare(opened.pixels, shape)
 
     def open(self, image: ImageSource | torch.Tensor) -> CxrImage:
-        """Reads the grey image at its own size: `reading_cxr.open_image`, tensors too; `focus`."""
-        return self.focus(open_image(_to_array(image), self.correct))[0]
+        """Reads the grey image at its own size, `reading_cxr.open_image`, tensors too; `focus`."""
+        return self.focus(super().open(_to_array(image)))[0]
 
     def sandbox(self) -> "Sandbox | FocusedSandbox":
         """What reads files as `open` does, in processes with limits of time and memory."""
-        sandbox = shared_sandbox(self.correct)
+        sandbox = super().sandbox()
         if not (self.crop or self.mask):
             return sandbox
         from .lungs_cxr import FocusedSandbox
@@ -252,18 +240,6 @@ class CxrImageProcessor(BaseImageProcessor):
             )
         return self.lungs
 
-    def prepare(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
-        """`resize`, then equalized: the image as `normalize` takes it, uint16 (H, W).
-
-        What was resized before may be given, what was equalized before may not.
-        """
-        resized = self.resize(pixels, shape)
-        return resized if self.equalize is None else equalize(resized, self.equalize)
-
-    def resize(self, pixels: np.ndarray, shape: tuple[float, float] | None = None) -> np.ndarray:
-        """`preprocessing_cxr.resize` to this processor's size by its geometry: uint16 (H, W)."""
-        return resize(pixels, self._side(), self.geometry, shape)
-
     def frame(self) -> "CxrImageProcessor":
         """The processor of the frames that ten crops are cut from: 256 pixels a side for 224."""
         settings = self.to_dict() | {
@@ -281,18 +257,7 @@ class CxrImageProcessor(BaseImageProcessor):
 
     def restore(self, heatmap: np.ndarray | torch.Tensor, height: int, width: int) -> np.ndarray:
         """`preprocessing_cxr.restore` to an image's frame: float32 (height, width)."""
-        return restore(_to_array(heatmap), self._side(), self.geometry, (height, width))
-
-    def overlay(self, pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-        """`heatmap_cxr.overlay`: heat (h, w) in [0, 1] over `pixels` (h, w), to uint8 (h, w, 3)."""
-        return overlay(pixels, heat)
-
-    def heat_layer(self, heat: np.ndarray) -> np.ndarray:
-        """`heatmap_cxr.heat_layer`: heat (h, w) in [0, 1] alone, to RGBA uint8 (h, w, 4)."""
-        return heat_layer(heat)
-
-    def _side(self) -> tuple[int, int]:
-        return self.size["height"], self.size["width"]
+        return super().restore(_to_array(heatmap), height, width)
 
 
 def _to_array(image: Any) -> Any:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.figures.style import printable
 from evaluation.pages.wording import percent
-from modeling.heatmap_cxr import overlay
+from modeling.overlay_cxr import overlay
 
 # In pixels: three panels of this width are legible on a telephone.
 PANEL = 300
