@@ -432,6 +432,7 @@ def summarize_detection(
     precision = average_precision(images)
     ious = sorted({iou for of in AP.values() for iou in of})
     matches = [[_match_all(images, name, iou) for iou in ious] for name in precision]
+    width = len(AP)
 
     def precisions(weights: np.ndarray) -> np.ndarray:
         """Each of `AP`, of each class, then their means over the classes."""
@@ -439,11 +440,12 @@ def summarize_detection(
         means = np.stack(
             [each[:, [ious.index(iou) for iou in of]].mean(1) for of in AP.values()], axis=1
         )
-        return np.append(means.ravel(), np.nanmean(means, axis=0))
+        known = means[~np.isnan(means).any(1)]  # a resample may have drawn no box of a class
+        mean = known.mean(0) if len(known) else np.full(width, math.nan)
+        return np.append(means.ravel(), mean)
 
     each = np.array([[of[key] for key in AP] for of in precision.values()])
     found = entries(np.append(each.ravel(), each.mean(0)), precisions)
-    width = len(AP)
     classes = {
         name: dict(zip(AP, found[width * k : width * (k + 1)])) for k, name in enumerate(precision)
     }
