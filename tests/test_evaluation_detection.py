@@ -225,6 +225,13 @@ def test_a_summary_has_intervals_over_patients_around_each_value():
     )
 
 
+def test_where_nothing_is_found_every_score_is_0():
+    images = [boxed("a", [SQUARE]), boxed("b", [SQUARE]), boxed("c")]
+    found = summarize_detection(images, 0.5, num_resamples=20)
+    entries = [found["ap"], found["ap50"], found["rsna"], found["froc"]["mean"]]
+    assert [entry["value"] for entry in entries] == [0, 0, 0, 0]
+
+
 def test_images_without_any_true_box_are_refused():
     images = [boxed("a", [], [(SQUARE, 0.9)]), boxed("b")]
     for score in (average_precision, froc, fit_threshold, lambda images: localization(images, 0.5)):
