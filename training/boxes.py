@@ -128,7 +128,10 @@ def decode_boxed(
         stored = stored_rows(split)
         boxed = [row for row, found in enumerate(split["objects"][:]) if found["bbox"]]
 
-        def place(number: int, stored: Dataset = stored, boxed: list[int] = boxed) -> object:
+        def place(
+            number: int, stored: Dataset = stored, boxed: list[int] = boxed
+        ) -> np.ndarray | str:
+            """The boxes of an image, or why they cannot be read."""
             row = stored[boxed[number]]
             try:
                 image, shape = open_row(row, processor.correct)
@@ -152,7 +155,9 @@ def decode_boxed(
         kept = [row for row in range(len(split)) if not isinstance(results.get(row), str)]
         dataset[name] = split.select(kept)
         ids = split["image_id"]
-        placed[name] = {ids[row]: boxes for row, boxes in results.items() if row in set(kept)}
+        placed[name] = {
+            ids[row]: boxes for row, boxes in results.items() if not isinstance(boxes, str)
+        }
     pixels = decode_splits(dataset, processor, cache_dir, max_unreadable)
     decoded = {}
     for name, split in dataset.items():
