@@ -418,14 +418,16 @@ def summarize_detection(
     patients = np.array([image.patient_id for image in images])
     count = len(images)
 
-    def entries(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> list[dict]:
+    def entries(
+        values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], scale: str
+    ) -> list[dict]:
         """Of values (S,), which `statistic` gives of the images' weights."""
         resampled = [np.zeros((0, len(values)))]
         for weights in resample_weights(patients, num_resamples, seed):
             resampled.append(np.array([statistic(row) for row in weights]))
         drawn, people = np.concatenate(resampled), len(np.unique(patients))
         return [
-            {"value": float(value), **interval(value, drawn[:, k], people, "logit"), "n": count}
+            {"value": float(value), **interval(value, drawn[:, k], people, scale), "n": count}
             for k, value in enumerate(values)
         ]
 
@@ -445,7 +447,7 @@ def summarize_detection(
         return np.append(means.ravel(), mean)
 
     each = np.array([[of[key] for key in AP] for of in precision.values()])
-    found = entries(np.append(each.ravel(), each.mean(0)), precisions)
+    found = entries(np.append(each.ravel(), each.mean(0)), precisions, "logit")
     classes = {
         name: dict(zip(AP, found[width * k : width * (k + 1)])) for k, name in enumerate(precision)
     }
@@ -463,7 +465,8 @@ def summarize_detection(
         **dict(zip(AP, found[-width:])),
         "classes": classes,
         "rsna": mean_entries(rsna, patients, num_resamples, seed)[0],
-        "froc": dict(zip(curve, entries(np.array(list(curve.values())), curves))),
+        # read off a curve at a fixed rate, and so 0 or 1 here where a resample may have another
+        "froc": dict(zip(curve, entries(np.array(list(curve.values())), curves, "percentile"))),
         "localization": localization(images, threshold, num_resamples, seed),
     }
 

@@ -225,6 +225,14 @@ def test_a_summary_has_intervals_over_patients_around_each_value():
     )
 
 
+def test_a_sensitivity_of_0_that_resamples_exceed_has_an_interval():
+    # a false positive stands above all: 0 where it is one of few images, 1 where it is not drawn
+    images = [boxed("a", [], [(FAR, 0.9)])]
+    images += [boxed(f"{k}", [SQUARE], [(SQUARE, 0.8)]) for k in range(5)]
+    entry = summarize_detection(images, 0.5, num_resamples=200)["froc"]["1/8"]
+    assert (entry["value"], entry["low"], entry["high"]) == (0, 0, 1)
+
+
 def test_where_nothing_is_found_every_score_is_0():
     images = [boxed("a", [SQUARE]), boxed("b", [SQUARE]), boxed("c")]
     found = summarize_detection(images, 0.5, num_resamples=20)
