@@ -23,7 +23,6 @@ from datasets import DatasetDict
 from timm.optim import param_groups_weight_decay
 from transformers import get_cosine_schedule_with_warmup
 
-from datasets_scripts import check_leaks, describe, load_cxr_dataset
 from evaluation.pages.lung_card import write_lung_card
 from evaluation.segmentation import summarize_segmentation, write_segmentation
 from modeling import CxrImageProcessor, CxrLungSegmenter, CxrLungSegmenterConfig
@@ -34,7 +33,7 @@ from training.arguments import add_dataset, check_ranges, dataset_name, recipe, 
 from training.augmentation import augment_with_masks
 from training.averaging import snapshot, weight_average
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
-from training.data import split_digest, summarize, versions
+from training.data import load_splits, split_digest, summarize, versions
 from training.half import half_state, save_half
 from training.inference import make_loader, predict
 from training.launch import make_accelerator
@@ -123,28 +122,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def load_data(args: argparse.Namespace) -> DatasetDict:
-    """The splits, grouped by patient, checked for leaks, cut to the sample limits.
-
-    Raises:
-        ValueError: a split is missing, or splits share a patient or an image.
-        OSError: the data cannot be read.
-    """
-    dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
-    names = ("train", "validation", *(["test"] if not args.skip_test else []))
-    for name in names:
-        if name not in dataset:
-            raise ValueError(f"{dataset_name(args)} has no {name} split; add one.")
-    logger.info("%s", describe(dataset))
-    check_leaks(dataset)
-    dataset = DatasetDict({name: dataset[name] for name in names})
-    for name, split in dataset.items():
-        limit = args.max_train_samples if name == "train" else args.max_eval_samples
-        if limit is not None and limit < len(split):
-            dataset[name] = split.shuffle(seed=0).select(range(limit))
-    return dataset
-
-
 def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from top to bottom
     """Trains a segmenter as the flags say, and leaves its folder."""
     # Set-up
@@ -168,7 +145,7 @@ def main(argv: list[str]) -> None:  # noqa: PLR0915 - flat by design, read from 
     config = CxrLungSegmenterConfig(args.image_size, hidden_sizes=args.hidden_sizes)
     processor = CxrImageProcessor(args.image_size, geometry="squash")
     with accelerator.main_process_first():
-        dataset = load_data(args)
+        dataset = load_splits(args)
         decoding = (processor, args.cache_dir, args.max_unreadable)
         splits = decode_masked(dataset, *decoding)
         # The epoch is chosen on images that differ from those of the training as others' do.

@@ -8,6 +8,8 @@ _PLACES = {
     "CxrBaselineForImageClassification": "baseline_cxr",
     "CxrDenseNetConfig": "densenet_cxr",
     "CxrDenseNetForImageClassification": "densenet_cxr",
+    "CxrDetector": "detection_cxr",
+    "CxrDetectorConfig": "detection_cxr",
     "CxrImageClassificationPipeline": "pipeline_cxr",
     "CxrImageProcessor": "image_processing_cxr",
     "CxrLungSegmenter": "segmentation_cxr",
@@ -15,6 +17,7 @@ _PLACES = {
     "CxrTimmConfig": "timm_cxr",
     "CxrTimmForImageClassification": "timm_cxr",
     "create_model": "factory",
+    "load_detector": "factory",
     "load_model": "factory",
     "load_segmenter": "factory",
 }

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
 from .configuration_cxr import FITTED, CxrConfig, spelled_alike
+from .detection_cxr import CxrDetector
 from .exported_cxr import is_exported
 from .image_processing_cxr import CxrImageProcessor
 from .modeling_cxr import PRESETS, REGISTRY, CxrClassifier, CxrPreTrainedModel
@@ -133,6 +134,18 @@ def load_segmenter(name: str) -> tuple[CxrLungSegmenter, CxrImageProcessor]:
         ValueError, OSError: see `load_model`.
     """
     return _load(name, {"lungs": CxrLungSegmenter}, "lung segmenter")
+
+
+def load_detector(name: str) -> tuple[CxrDetector, CxrImageProcessor]:
+    """A detector saved by this project, in evaluation mode, and the processor that feeds it.
+
+    Args:
+        name: a folder, a Hub id or id@commit.
+
+    Raises:
+        ValueError, OSError: see `load_model`.
+    """
+    return _load(name, {"detector": CxrDetector}, "detector")
 
 
 def _load(

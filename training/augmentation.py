@@ -5,6 +5,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from modeling.image_cxr import FULL_SCALE
 from modeling.lungs_cxr import LungFinder
@@ -70,6 +72,54 @@ def swap_backgrounds(images: torch.Tensor, finder: LungFinder, share: float) -> 
     others = images[torch.randperm(len(images))]
     swapped = torch.rand(len(images), 1, 1, device=images.device) < share
     return torch.where(swapped, others + sure * (images - others), images)
+
+
+def augment_with_boxes(
+    images: torch.Tensor,
+    targets: list[dict[str, torch.Tensor]],
+    min_side: float,
+    args: argparse.Namespace,
+) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """Rotation, scale and shift by torchvision, which moves boxes with their images; then `_vary`.
+
+    A box around a turned box is larger than one around the turned finding: large angles teach
+    boxes that are too large.
+
+    Args:
+        images: see `augment`.
+        targets: of each image `boxes`, float (n, 4), left, top, right, bottom in pixels, and
+            `class_labels`, int64 (n,).
+        min_side: a box of which less is left in the image is left out, pixels.
+        args: the limits, see train_detector.py: those of `augment` but `max_stretch`.
+
+    Returns:
+        float32 (B, H, W) in [0, 1], what moves in being black; and the targets.
+    """
+    if images.dtype == torch.uint16:
+        images = images.float() / FULL_SCALE
+    move = v2.Compose(
+        [
+            v2.RandomAffine(
+                args.max_rotation,
+                (args.max_shift, args.max_shift),
+                (1 - args.max_scale, 1 + args.max_scale),
+                interpolation=v2.InterpolationMode.BILINEAR,
+            ),
+            v2.SanitizeBoundingBoxes(min_side, labels_getter=lambda pair: pair[1]["class_labels"]),
+        ]
+    )
+    moved = []
+    for image, target in zip(images, targets):
+        boxes = tv_tensors.BoundingBoxes(
+            target["boxes"], format="XYXY", canvas_size=tuple(image.shape)
+        )
+        moved.append(move((tv_tensors.Image(image[None]), {**target, "boxes": boxes})))
+    images = torch.cat([image.as_subclass(torch.Tensor) for image, _ in moved])
+    targets = [
+        {name: value.as_subclass(torch.Tensor) for name, value in target.items()}
+        for _, target in moved
+    ]
+    return _vary(images, args), targets
 
 
 def _uniform(limit: float, images: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """From a dataset in the schema to batches of decoded pixels."""
 
+import argparse
 import ast
 import hashlib
 import importlib.metadata
@@ -15,11 +16,14 @@ from datasets import Dataset, DatasetDict
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from datasets_scripts import (
+    check_leaks,
     class_names,
     content_hashes,
+    describe,
     facts,
     fingerprint,
     label_sets,
+    load_cxr_dataset,
     open_row,
     original_shapes,
     perturb,
@@ -27,6 +31,7 @@ from datasets_scripts import (
     unknown_sets,
 )
 from modeling import CxrImageProcessor, preprocessing_cxr, reading_cxr
+from training.arguments import dataset_name
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +83,32 @@ class PixelDataset(torch.utils.data.Dataset):
             "labels": torch.from_numpy(self.labels[indices]),
             "index": torch.tensor(indices),
         }
+
+
+def load_splits(args: argparse.Namespace) -> DatasetDict:
+    """The splits, grouped by patient, checked for leaks, cut to the sample limits.
+
+    Args:
+        args: the flags of `training.arguments.add_dataset`, `max_train_samples`,
+            `max_eval_samples`, and `skip_test`, which leaves the test split out.
+
+    Raises:
+        ValueError: a split is missing, or splits share a patient or an image.
+        OSError: the data cannot be read.
+    """
+    dataset = load_cxr_dataset(args.dataset, args.dataset_path, **args.dataset_options)
+    names = ("train", "validation", *(["test"] if not args.skip_test else []))
+    for name in names:
+        if name not in dataset:
+            raise ValueError(f"{dataset_name(args)} has no {name} split; add one.")
+    logger.info("%s", describe(dataset))
+    check_leaks(dataset)
+    dataset = DatasetDict({name: dataset[name] for name in names})
+    for name, split in dataset.items():
+        limit = args.max_train_samples if name == "train" else args.max_eval_samples
+        if limit is not None and limit < len(split):
+            dataset[name] = split.shuffle(seed=0).select(range(limit))
+    return dataset
 
 
 def decode_splits(

@@ -1,5 +1,7 @@
 """Logits of a split, each image once, in the split's order."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -25,7 +27,6 @@ def make_loader(split: PixelDataset, batch_size: int, seed: int | None = None) -
     return DataLoader(split, batch_size, sampler=sampler, collate_fn=lambda batch: batch)
 
 
-@torch.no_grad()
 def predict(
     model: torch.nn.Module,
     loader: DataLoader,
@@ -48,23 +49,37 @@ def predict(
     Raises:
         RuntimeError: an image has no logits, or has them twice.
     """
+
+    def answer(batch: dict) -> torch.Tensor:
+        pixel_values = processor.normalize(batch["pixels"])
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        return model.ten_crop_logits(pixel_values) if ten_crop else model(pixel_values).logits
+
+    return collect(model, loader, accelerator, answer)
+
+
+@torch.no_grad()
+def collect(
+    model: torch.nn.Module,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    answer: Callable[[dict], torch.Tensor],
+) -> torch.Tensor:
+    """What `answer` gives of a batch, (B, ...), of every image once, as `predict` does."""
     model.eval()
     # Each process keeps batch statistics of its own; those of the first are the ones saved.
     for buffer in model.buffers():
         broadcast(buffer)
-    indices, logits = [], []
+    indices, answers = [], []
     for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False):
-        pixel_values = processor.normalize(batch["pixels"])
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        output = model.ten_crop_logits(pixel_values) if ten_crop else model(pixel_values).logits
-        index, output = accelerator.gather_for_metrics((batch["index"], output))
+        index, output = accelerator.gather_for_metrics((batch["index"], answer(batch)))
         indices.append(index.cpu())
-        logits.append(output.float().cpu())
-    index, logits = torch.cat(indices), torch.cat(logits)
+        answers.append(output.float().cpu())
+    index, found = torch.cat(indices), torch.cat(answers)
     order = index.argsort()
     if not torch.equal(index[order], torch.arange(len(loader.dataset))):
         raise RuntimeError(f"{len(index)} predictions for {len(loader.dataset)} images.")
-    return logits[order]
+    return found[order]
 
 
 def to_predictions(

@@ -8,7 +8,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 
 logger = logging.getLogger(__name__)
 OWN_LOGGERS = (
-    *("train", "train_lungs", "validate", "embed", "probe"),
+    *("train", "train_lungs", "train_detector", "validate", "embed", "probe"),
     *("training", "datasets_scripts", "evaluation", "modeling"),
 )
 

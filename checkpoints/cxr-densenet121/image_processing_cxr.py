@@ -1,6 +1,7 @@
 """The one road from a chest X-ray file to `pixel_values`: transformers' class around it."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,14 @@ from transformers.utils import cached_file
 
 from .image_cxr import MIN_SIDE, CxrImage
 from .preparation_cxr import CxrPreparation
-from .preprocessing_cxr import FRAME, GEOMETRIES, equalization, normalize
+from .preprocessing_cxr import (
+    FRAME,
+    GEOMETRIES,
+    equalization,
+    normalize,
+    resize_boxes,
+    restore_boxes,
+)
 from .reading_cxr import ImageSource
 from .sandbox_cxr import Sandbox
 
@@ -258,6 +266,60 @@ class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
     def restore(self, heatmap: np.ndarray | torch.Tensor, height: int, width: int) -> np.ndarray:
         """`preprocessing_cxr.restore` to an image's frame: float32 (height, width)."""
         return super().restore(_to_array(heatmap), height, width)
+
+    def resize_boxes(
+        self,
+        boxes: np.ndarray,
+        height: int,
+        width: int,
+        shape: tuple[float, float] | None = None,
+    ) -> np.ndarray:
+        """`preprocessing_cxr.resize_boxes` of boxes (n, 4) in an image of `height` and `width`."""
+        return resize_boxes(boxes, (height, width), self._side(), self.geometry, shape)
+
+    def restore_boxes(
+        self,
+        boxes: np.ndarray | torch.Tensor,
+        height: int,
+        width: int,
+        shape: tuple[float, float] | None = None,
+    ) -> np.ndarray:
+        """`preprocessing_cxr.restore_boxes` to an image's frame: float64 (n, 4)."""
+        return restore_boxes(_to_array(boxes), (height, width), self._side(), self.geometry, shape)
+
+    def post_process_object_detection(
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        threshold: float = 0.5,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+    ) -> list[dict[str, torch.Tensor]]:
+        """What a detector found, image by image, as transformers' detectors answer.
+
+        Args:
+            outputs: of `CxrDetector`, with `scores`, `labels` and `boxes`.
+            threshold: the least score, in [0, 1].
+            target_sizes: height and width of each image as `open` gives its pixels; None leaves
+                boxes in pixels of `pixel_values`.
+
+        Returns:
+            For each image `scores`, float32 (n,), the highest first; `labels`, int64 (n,); `boxes`,
+            float32 (n, 4): left, top, right, bottom in pixels of the image.
+
+        Raises:
+            ValueError: another number of sizes than of images.
+        """
+        found = list(zip(outputs["scores"], outputs["labels"], outputs["boxes"]))
+        if target_sizes is not None and len(target_sizes) != len(found):
+            raise ValueError(f"{len(target_sizes)} target_sizes for {len(found)} images.")
+        answers = []
+        for index, (scores, labels, boxes) in enumerate(found):
+            kept = (labels >= 0) & (scores >= threshold)
+            scores, labels, boxes = scores[kept], labels[kept], boxes[kept].float()
+            if target_sizes is not None:
+                placed = self.restore_boxes(boxes, *map(int, target_sizes[index]))
+                boxes = torch.from_numpy(placed).to(boxes)
+            answers.append({"scores": scores.float(), "labels": labels, "boxes": boxes})
+        return answers
 
 
 def _to_array(image: Any) -> Any:

@@ -75,6 +75,48 @@ def restore(
     return framed
 
 
+def resize_boxes(
+    boxes: np.ndarray,
+    frame: tuple[int, int],
+    size: tuple[int, int],
+    geometry: str,
+    shape: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Takes boxes where `resize` takes the image that they lie in.
+
+    Args:
+        boxes: float (n, 4), left, top, right, bottom in pixels of the image.
+        frame: height and width of the image, pixels.
+        size: see `resize`.
+        geometry: see `resize`.
+        shape: see `resize`.
+
+    Returns:
+        float64 (n, 4), likewise in pixels of the output and cut at the edges of what is shown; one
+        that was cut off whole has no area.
+    """
+    scale, offset, (top, left, bottom, right) = _motion(frame, size, geometry, shape)
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * scale + offset
+    return boxes.clip((left, top) * 2, (right, bottom) * 2)
+
+
+def restore_boxes(
+    boxes: np.ndarray,
+    frame: tuple[int, int],
+    size: tuple[int, int],
+    geometry: str,
+    shape: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Puts boxes of the output back into the image: the inverse of `resize_boxes`.
+
+    Returns:
+        float64 (n, 4), left, top, right, bottom in pixels of the image, cut at its edges.
+    """
+    scale, offset, _ = _motion(frame, size, geometry, shape)
+    boxes = (np.asarray(boxes, np.float64).reshape(-1, 4) - offset) / scale
+    return boxes.clip(0, frame[::-1] * 2)
+
+
 def equalization(equalize: str | Mapping[str, Any]) -> dict[str, Any]:
     """All that `equalize` needs: a method and its parameters, those not given as customary.
 
@@ -194,6 +236,24 @@ def ten_crops(frames: Array, side: int) -> Array:
         for top, left in corners
     ]
     return xp.stack(crops)
+
+
+def _motion(
+    frame: tuple[int, int],
+    size: tuple[int, int],
+    geometry: str,
+    shape: tuple[float, float] | None,
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
+    """What a place in an image is multiplied with and moved by, (4,) each, and where it is shown.
+
+    The last is (top, left, bottom, right) in pixels of the output.
+    """
+    shape = shape or frame
+    box, place = _placement(shape, size, geometry)
+    scale_y, scale_x = ((place[k + 2] - place[k]) / (box[k + 2] - box[k]) for k in (0, 1))
+    offset = (place[1] - box[1] * scale_x, place[0] - box[0] * scale_y)
+    scale = (scale_x * shape[1] / frame[1], scale_y * shape[0] / frame[0])
+    return np.array(scale * 2), np.array(offset * 2), place
 
 
 def _placement(

@@ -43,6 +43,12 @@ class CxrImage(NamedTuple):
         height, width = self.pixels.shape
         return top + height + bottom, left + width + right
 
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Where `pixels` begin in the file's image: columns from its left, rows from its top."""
+        top, left, _, _ = self.margins
+        return left, top
+
     def part_of(self, shape: tuple[float, float]) -> tuple[float, float]:
         """Height and width of `pixels` before the file's image was stretched from `shape`."""
         (height, width), (whole_height, whole_width) = self.pixels.shape, self.file_shape

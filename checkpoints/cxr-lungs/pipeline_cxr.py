@@ -1,4 +1,4 @@
-"""`pipeline("image-classification")` on the model's own preprocessing and probabilities."""
+"""transformers' pipelines on the models' own preprocessing, probabilities and boxes."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,15 @@ from huggingface_hub import get_session
 from transformers import (
     ImageClassificationPipeline,
     ImageFeatureExtractionPipeline,
+    ObjectDetectionPipeline,
     PreTrainedModel,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .answers_cxr import refusal
 from .configuration_cxr import NO_FEATURES
-from .image_cxr import check_file_size
+from .image_cxr import CxrImage, check_file_size
 from .reading_cxr import ImageSource
 
 FETCH_SECONDS = 30.0
@@ -57,12 +59,8 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
 
         What lies at an address may have 256 MB and take `timeout` seconds to arrive.
         """
-        if isinstance(image, str) and image.startswith(("http://", "https://")):
-            image = _fetch(image, timeout)
-        opened = self.image_processor.open(image)
-        pixels = self.image_processor.prepare(opened.pixels)[None]
-        pixel_values = self.image_processor.normalize(pixels).to(self.dtype)
-        return {"pixel_values": pixel_values, "drawn": torch.tensor([opened.drawn])}
+        opened, pixel_values = _read(image, timeout, self.image_processor)
+        return {"pixel_values": pixel_values.to(self.dtype), "drawn": torch.tensor([opened.drawn])}
 
     def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         drawn = model_inputs.pop("drawn")
@@ -87,6 +85,67 @@ class CxrImageClassificationPipeline(ImageClassificationPipeline):
             reason = refusal(score, self.model.config.outlier_threshold, drawn)
             rows = [{**row, "outlier": reason is not None} for row in rows]
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
+
+
+class CxrObjectDetectionPipeline(ObjectDetectionPipeline):
+    """Gives the image processor the file itself, and the caller boxes in pixels of that file.
+
+    An answer is a list of `{"score", "label", "box"}`, the highest score first; a box is `{"xmin",
+    "ymin", "xmax", "ymax"}`, whole pixels. `threshold` is the least score, the configuration's own
+    by default.
+    """
+
+    def check_model_type(self, supported_models: list[str] | dict) -> None:
+        """Nothing: what the parent class compares with are transformers' own models alone."""
+
+    def preprocess(
+        self, image: ImageSource | torch.Tensor, timeout: float = FETCH_SECONDS
+    ) -> dict[str, torch.Tensor]:
+        """`pixel_values`, (1, C, H, W), and where they come from in the file's image.
+
+        `target_size`, int64 (1, 2), is height and width of what was read of it; `origin`, int64
+        (1, 2), left and top of that where a plain frame was cut away. What lies at an address may
+        have 256 MB and take `timeout` seconds to arrive.
+        """
+        opened, pixel_values = _read(image, timeout, self.image_processor)
+        return {
+            "pixel_values": pixel_values.to(self.dtype),
+            "target_size": torch.tensor([opened.pixels.shape]),
+            "origin": torch.tensor([opened.origin]),
+        }
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        place = {name: model_inputs.pop(name) for name in ("target_size", "origin")}
+        return {**self.model(**model_inputs), **place}
+
+    def postprocess(
+        self, model_outputs: Mapping[str, torch.Tensor], threshold: float | None = None
+    ) -> list[dict[str, Any]]:
+        """One image's answer, see the class."""
+        (found,) = self.image_processor.post_process_object_detection(
+            model_outputs,
+            self.model.config.threshold if threshold is None else threshold,
+            model_outputs["target_size"],
+        )
+        boxes = found["boxes"] + model_outputs["origin"].repeat(1, 2)
+        return [
+            {
+                "score": score,
+                "label": self.model.config.id2label[label],
+                "box": self._get_bounding_box(box),
+            }
+            for score, label, box in zip(found["scores"].tolist(), found["labels"].tolist(), boxes)
+        ]
+
+
+def _read(
+    image: ImageSource | torch.Tensor, timeout: float, processor: BaseImageProcessor
+) -> tuple[CxrImage, torch.Tensor]:
+    """An image, or what lies at an address, as it is read, and as `pixel_values` (1, C, H, W)."""
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        image = _fetch(image, timeout)
+    opened = processor.open(image)
+    return opened, processor.normalize(processor.prepare(opened.pixels)[None])
 
 
 def _fetch(url: str, timeout: float) -> bytes:
@@ -122,6 +181,15 @@ class LoadedModelPipeline(ImageClassificationPipeline):
         return (own or ImageClassificationPipeline)(model, *args, **kwargs)
 
 
+class LoadedDetectionPipeline(ObjectDetectionPipeline):
+    """What `pipeline("object-detection", model=...)` starts for a model that is loaded already."""
+
+    def __new__(cls, model: PreTrainedModel, *args: Any, **kwargs: Any) -> ObjectDetectionPipeline:
+        """The pipeline that the model names, or else transformers' own."""
+        own = getattr(model, "pipelines", {}).get("object-detection")
+        return (own or ObjectDetectionPipeline)(model, *args, **kwargs)
+
+
 class LoadedFeaturePipeline(ImageFeatureExtractionPipeline):
     """What `pipeline("image-feature-extraction", model=...)` starts for a loaded model."""
 
@@ -139,4 +207,5 @@ class LoadedFeaturePipeline(ImageFeatureExtractionPipeline):
 
 
 PIPELINE_REGISTRY.supported_tasks["image-classification"]["impl"] = LoadedModelPipeline
+PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] = LoadedDetectionPipeline
 PIPELINE_REGISTRY.supported_tasks["image-feature-extraction"]["impl"] = LoadedFeaturePipeline
