@@ -211,10 +211,7 @@ def test_two_processes_count_each_test_image_exactly_once(train, tmp_path):
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(train, tmp_path):
-    # What torchrun gives each of two; one is enough to be refused.
-    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    result = train(*FLAGS, "--output_dir", tmp_path / "run", env=env)
+    result = train(*FLAGS, "--output_dir", tmp_path / "run", launch=TORCHRUN)
     assert result.returncode != 0
     assert "ACCELERATE_USE_CPU=true" in result.stderr
     assert not (tmp_path / "run").exists()
