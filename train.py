@@ -134,7 +134,14 @@ def build_model(
         processor.mask = args.mask
     if args.lungs is not None:
         processor.lungs = LungFinder(*load_segmenter(args.lungs))
-    if processor.lungs is None and (processor.crop or processor.mask or args.swap_background):
+    window = processor.crop or processor.mask
+    if args.swap_background and (window or processor.equalize):
+        raise ValueError(
+            "--swap_background needs X-rays as they are; leave out --crop, --mask and --equalize."
+        )
+    if args.lungs is not None and not (window or args.swap_background):
+        raise ValueError("--lungs is for --crop, --mask or --swap_background; give one of these.")
+    if processor.lungs is None and (window or args.swap_background):
         raise ValueError(
             "--crop, --mask and --swap_background need --lungs, the folder or id of a lung "
             "segmenter, such as checkpoints/cxr-lungs."

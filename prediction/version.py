@@ -1,6 +1,7 @@
 """Which model gave a prediction."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from transformers.utils import cached_file
@@ -8,14 +9,16 @@ from transformers.utils import cached_file
 from modeling.exported_cxr import is_exported
 from modeling.factory import split_commit
 
+LUNGS_FILE = "lungs.safetensors"  # of a model whose images are cut to the lungs, or masked
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 
 def model_version(source: str) -> str:
     """A model's folder name or Hub id, @, and the first 12 hex digits of a hash of its files.
 
-    The hash is the SHA-256 of its configuration, preprocessing and weights; of an exported model,
-    whose name is its file's, of that file, and of OpenVINO's weights beside it.
+    The hash is the SHA-256 of its configuration, preprocessing and weights, those of a lung
+    segmenter too; of an exported model, whose name is its file's, of that file, and of OpenVINO's
+    weights beside it.
 
     Args:
         source: the folder, Hub id or id@commit that the model was loaded from, or its file.
@@ -29,7 +32,9 @@ def model_version(source: str) -> str:
             digest.update(file.read_bytes())
         return f"{Path(source).name}@{digest.hexdigest()[:12]}"
     source, commit = split_commit(source)
-    for file in MODEL_FILES:
+    preprocessor = cached_file(source, MODEL_FILES[1], revision=commit)
+    windowed = {"crop", "mask"} & set(json.loads(Path(preprocessor).read_text("utf-8")))
+    for file in (*MODEL_FILES, LUNGS_FILE) if windowed else MODEL_FILES:
         digest.update(Path(cached_file(source, file, revision=commit)).read_bytes())
     name = Path(source).resolve().name if Path(source).is_dir() else source
     return f"{name}@{digest.hexdigest()[:12]}"

@@ -1,8 +1,10 @@
 """Images cut to the lungs, or left with nothing else: known pixels, and the same everywhere."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 
@@ -133,6 +135,24 @@ def test_masks_of_the_file_follow_the_crop(finder, phantoms, tmp_path):
     assert placed.mean() > np.asarray(Image.open(phantoms / "0_mask.png")).astype(bool).mean()
 
 
+def test_the_gallerys_heat_lies_where_the_crop_was(finder, phantoms, tmp_path):
+    model, processor = create_model("baseline", ["A", "B"], 64, hidden_sizes=[4, 4])
+    processor.crop, processor.lungs = "lungs", finder
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    split = load_cxr_dataset(str(phantoms / "set.csv"))["test"]
+    args = Namespace(split="test", variant=None, seed=0, ten_crop=False, max_unreadable=0)
+    args.cache_dir = tmp_path / "cache"
+    subject = Subject("model", str(tmp_path / "model"), split, args)
+    (whole, _), (seen, _) = subject.open_whole(0), subject.open(0)
+    framed = subject.restore(np.ones((64, 64), np.float32), 0, whole)
+    top, left, bottom, right = seen.margins
+    height, width = whole.pixels.shape
+    expected = lungs(height, width, (top, height - bottom, left, width - right))
+    np.testing.assert_array_equal(framed > 0.5, expected)
+    assert not expected.all()
+
+
 LOAD = """
 import sys
 from transformers import AutoImageProcessor
@@ -177,9 +197,39 @@ def test_backgrounds_are_swapped_and_lungs_stay(finder):
     torch.manual_seed(0)
     changed = (swap_backgrounds(images, finder, 1.0) - before).abs().numpy()
     assert changed[~masks].mean() > 4 * changed[masks].mean()
+    before[0] = 1.0  # no lungs: it keeps its place, or its label would be another's
+    swapped = swap_backgrounds(before, finder, 1.0)
+    assert torch.equal(swapped[0], before[0]) and not torch.equal(swapped[1], before[1])
 
 
 # ---------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.skipif("CXR_DATA" not in os.environ, reason="CXR_DATA is not set")
+def test_lungs_are_found_in_x_rays_and_not_in_blank_images_or_noise(finder):
+    data = Path(os.environ["CXR_DATA"])
+    files = sorted((data / "chest_xray" / "test" / "NORMAL").iterdir())[::6]
+    files += sorted((data / "chestxray14" / "images").iterdir())[::40]
+    reader = CxrImageProcessor(64)
+    found = [finder.find(reader.open(str(file)).pixels).any() for file in files]
+    assert len(found) > 90 and np.mean(found) > 0.97
+    rng = np.random.default_rng(0)
+    others = [np.full((80, 80), grey, np.uint8) for grey in (0, 128, 255)]
+    others += [rng.integers(0, 256, (side, side), np.uint8) for side in (64, 256)]
+    others.append(np.tile(np.linspace(0, 255, 200), (200, 1)).astype(np.uint8))
+    assert not any(finder.find(reader.open(other).pixels).any() for other in others)
+
+
+def test_settings_can_be_asked_for_while_images_are_read(finder):
+    processor = CxrImageProcessor(64, crop="lungs")
+    processor.lungs = finder
+    seen = []
+    asking = threading.Thread(target=lambda: [processor.to_dict() for _ in range(300)])
+    asking.start()
+    while asking.is_alive():
+        seen.append(processor.lungs is finder)
+    asking.join()
+    assert all(seen) and "lungs" not in processor.to_dict()
 
 
 def test_an_image_without_lungs_stays_whole_and_says_so(finder):
@@ -215,6 +265,11 @@ def test_a_window_without_a_segmenter_is_one_sentence(tmp_path):
     for more in (["--crop", "lungs"], ["--mask", "soft"], ["--swap_background", "0.5"]):
         with pytest.raises(ValueError, match=r"need --lungs, the folder or id"):
             build_model(split, parse_args([*flags, *more]))
+    more = ["--swap_background", "0.5", "--equalize", "clahe", "--lungs", SEGMENTER]
+    with pytest.raises(ValueError, match="needs X-rays as they are; leave out --crop"):
+        build_model(split, parse_args([*flags, *more]))
+    with pytest.raises(ValueError, match="--lungs is for --crop, --mask or"):
+        build_model(split, parse_args([*flags, "--lungs", SEGMENTER]))
     with pytest.raises(ValueError, match="it takes a lung segmenter"):
         other = str(REPO / "checkpoints" / "cxr-baseline")
         build_model(split, parse_args([*flags, "--mask", "soft", "--lungs", other]))

@@ -106,21 +106,6 @@ def test_the_verdict_takes_only_intervals_that_exclude_0():
     )
 
 
-def test_the_other_runs_above_a_floor_are_named():
-    above, level = ({"value": 0.05, "low": low, "high": 0.09} for low in (0.01, -0.01))
-    models = {
-        "lite": {"gains": {"grey": above}},
-        "dense": {"gains": {"grey": above, "age": level}},
-        "base": {"gains": {"grey": level, "age": level}},
-    }
-    assert results.others_above("lite", models) == (
-        "Of the others, `dense` is above grey (+0.050 [+0.010, +0.090])."
-    )
-    assert results.others_above("dense", {"dense": models["dense"], "base": models["base"]}) == (
-        "No other run is above a floor."
-    )
-
-
 def test_gains_need_the_view(data):
     floors = {name: floor.by_image(own) for name, own in floor.floors(data).items()}
     with pytest.raises(ValueError, match="no column view; validate.py writes it of this set."):

@@ -247,6 +247,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:  # noqa: PLR0915 - a list
     args = parser.parse_args(argv)
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id ORG/NAME.")
+    if args.keep == "last" and args.early_stopping_patience:
+        parser.error("--keep last trains to the last epoch; leave out --early_stopping_patience.")
     if args.report_to not in ("none", *get_available_trackers()):
         parser.error(f"--report_to {args.report_to} needs that package: pip install it first.")
     check_ranges(parser, args, RANGES)

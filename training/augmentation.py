@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from modeling.image_cxr import FULL_SCALE
-from modeling.lungs_cxr import LungFinder
+from modeling.lungs_cxr import LEAST_SURE, LungFinder
 
 
 def augment(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
@@ -55,6 +55,8 @@ def augment_with_masks(
 def swap_backgrounds(images: torch.Tensor, finder: LungFinder, share: float) -> torch.Tensor:
     """Lungs on other images' backgrounds, so that backgrounds tell nothing.
 
+    An image in which no lungs are found stays as it is.
+
     Args:
         images: (B, H, W), uint16 at full scale or floats in [0, 1], not augmented yet.
         finder: says where the lungs are.
@@ -67,11 +69,14 @@ def swap_backgrounds(images: torch.Tensor, finder: LungFinder, share: float) -> 
         images = images.float() / FULL_SCALE
     size = tuple(finder.processor.size.values())
     seen = F.interpolate(images[:, None], size, mode="bilinear", antialias=True)[:, 0]
-    sure = finder.segmenter.segment(finder.processor.normalize(seen))
+    seen = finder.processor.normalize(seen).to(finder.segmenter.device)
+    sure = finder.segmenter.segment(seen).to(images.device)
+    inside = sure > 0.5
+    certain = (sure * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1) >= LEAST_SURE
     sure = F.interpolate(sure[:, None], images.shape[1:], mode="bilinear", antialias=True)[:, 0]
     others = images[torch.randperm(len(images))]
-    swapped = torch.rand(len(images), 1, 1, device=images.device) < share
-    return torch.where(swapped, others + sure * (images - others), images)
+    swapped = (torch.rand(len(images), device=images.device) < share) & certain
+    return torch.where(swapped[:, None, None], others + sure * (images - others), images)
 
 
 def augment_with_boxes(

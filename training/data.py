@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,13 @@ from datasets_scripts import (
     read_pixels,
     unknown_sets,
 )
-from modeling import CxrImageProcessor, preprocessing_cxr, reading_cxr
+from modeling import (
+    CxrImageProcessor,
+    lungs_cxr,
+    preprocessing_cxr,
+    reading_cxr,
+    segmentation_cxr,
+)
 from training.arguments import dataset_name
 
 logger = logging.getLogger(__name__)
@@ -145,6 +152,7 @@ def decode_splits(
         how |= {"equalize": processor.equalize}
     if processor.crop or processor.mask:
         how |= {"crop": processor.crop, "mask": processor.mask, "lungs": processor.lungs.digest()}
+        how |= {"window": code_digest([lungs_cxr.__file__, segmentation_cxr.__file__])}
     if perturbation is not None:
         how |= {"perturbation": perturbation, "seed": seed}
     how |= {"code": code_digest(), "versions": versions(DECODERS)}
@@ -173,10 +181,15 @@ def decode_splits(
     return splits
 
 
-def code_digest() -> str:
-    """A hash of the code that turns files into pixels, comments and docstrings left out."""
-    files = {*READERS, inspect.getfile(open_row), perturb.__file__}
-    files |= {file for reader in READERS for file in get_relative_import_files(reader)}
+def code_digest(files: Collection[str] | None = None) -> str:
+    """A hash of the code that turns files into pixels, comments and docstrings left out.
+
+    Args:
+        files: of that code; None for all that reads, perturbs and resizes.
+    """
+    if files is None:
+        files = {*READERS, inspect.getfile(open_row), perturb.__file__}
+        files |= {file for reader in READERS for file in get_relative_import_files(reader)}
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: Path(file).name):
         tree = ast.parse(Path(file).read_text())

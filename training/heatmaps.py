@@ -134,12 +134,12 @@ def draw_gallery(
     shown = []
     for number, case in enumerate(choose_cases(models, count)):
         row, name = case["index"], f"gallery/{number + 1:02d}.jpg"
-        grey = subjects[0].open(row)[0].pixels
-        heatmaps, targets = {}, {}
+        whole = subjects[0].open_whole(row)[0]
+        grey, heatmaps, targets = whole.pixels, {}, {}
         for subject in subjects:
             target = int(decided_classes(models[subject.name])[row])
             _, heatmap = subject.explain(row, target)
-            heatmaps[subject.name] = subject.processor.restore(heatmap, *grey.shape)
+            heatmaps[subject.name] = subject.restore(heatmap, row, whole)
             targets[subject.name] = subject.class_names[target]
         draw_case((grey >> 8).astype(np.uint8), heatmaps, case, targets, folder / name)
         kept = {key: value for key, value in case.items() if key != "index"}

@@ -103,8 +103,20 @@ class Subject:
 
     def open(self, row: int) -> tuple[CxrImage, tuple[float, float] | None]:
         """The image at its own size, altered as the model saw it; see `pixels.open_row`."""
-        opened = open_row(self.stored[row], self.processor.correct, *self.altered)
-        return self.processor.focus(*opened)
+        return self.processor.focus(*self.open_whole(row))
+
+    def open_whole(self, row: int) -> tuple[CxrImage, tuple[float, float] | None]:
+        """`open`, before the model's processor cuts it to the lungs or masks it."""
+        return open_row(self.stored[row], self.processor.correct, *self.altered)
+
+    def restore(self, heatmap: np.ndarray, row: int, whole: CxrImage) -> np.ndarray:
+        """A heatmap in the frame of an image of `open_whole`: float32, 0 in what was cut off."""
+        seen, _ = self.open(row)
+        top, left = (max(0, s - w) for s, w in zip(seen.margins[:2], whole.margins[:2]))
+        framed = np.zeros(whole.pixels.shape, np.float32)
+        part = framed[top : top + seen.pixels.shape[0], left : left + seen.pixels.shape[1]]
+        part[:] = self.processor.restore(heatmap, *part.shape)
+        return framed
 
     def place(
         self, mask: bytes | str | np.ndarray, image: CxrImage, shape: tuple[float, float] | None

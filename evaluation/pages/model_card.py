@@ -235,12 +235,15 @@ def _protocol(config: dict, arguments: dict, splits: dict[str, dict]) -> str:
         altered = arguments.get("operation_variant")
         images = f"its images altered by `{altered}`" if altered else "it"
         fitted = f"Calibration, decision thresholds and abstention were fitted on {images}. "
+    epoch = "The epoch was chosen on the validation split."
+    if arguments.get("keep") == "last":
+        epoch = "The last epoch was kept, whatever it gave on the validation split."
     test = "The run left the test split alone."
     if "test" in splits:
         test = "The run scored the test split at its end, and chose nothing by it."
     return f"""## Protocol
 
-The epoch was chosen on the validation split. {fitted}{test} The image processor saved with the \
+{epoch} {fitted}{test} The image processor saved with the \
 model does all preprocessing, in training as in use. Intervals are 95 % intervals of a bootstrap \
 of {splits["validation"]["num_resamples"]:,} resamples of patients."""
 

@@ -135,7 +135,8 @@ network and the learning rate, on the paediatric training images; \
 {speed["threads"]} threads, speeds measured in turns. AUROC is the mean over seeds with a 95 % \
 interval over patients ({NUM_RESAMPLES:,} resamples); p: DeLong against `{REFERENCE}` on the \
 official test, first seeds, corrected for their number; ECE there after the temperature was fitted \
-on shifted validation images. In the order of the mean over the first three sets.
+on shifted validation images. Intervals are over patients, not over seeds, and one in twenty \
+verdicts would be wrong by chance alone. In the order of the mean over the first three sets.
 
 {architectures_table(found, speed["models"], heat, p)}
 

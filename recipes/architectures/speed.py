@@ -26,7 +26,7 @@ BATCH = 32
 
 
 def count_macs(model: CxrClassifier, pixel_values: torch.Tensor) -> int:
-    """Multiplications with addition of one image's forward pass; two of a counted flop."""
+    """Multiplications with addition of one image's forward pass, each two counted flops."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(pixel_values[:1])
     return counter.get_total_flops() // 2

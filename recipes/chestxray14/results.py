@@ -43,7 +43,6 @@ def collect(folder: Path, base: Path) -> dict:
         "absent": listed(first["validation"]["auroc"].get("without", [])),
         "runs": runs_table(runs, gains["models"], floor),
         "verdict": verdict(chosen, gains["models"][chosen]["gains"]),
-        "others": others_above(chosen, gains["models"]),
         "chosen": chosen,
         "findings": findings_table(report["models"][chosen]["metrics"]["classes"], floor),
         "published": published_section(folder),
@@ -89,17 +88,6 @@ def verdict(name: str, gains: Mapping[str, dict]) -> str:
         groups["is below" if gain["high"] < 0 else kind].append(f"{floor} ({difference(gain)})")
     parts = [f"{kind} {'; '.join(floors)}" for kind, floors in groups.items() if floors]
     return f"`{name}`, chosen on validation, {', and '.join(parts)}."
-
-
-def others_above(chosen: str, models: Mapping[str, dict]) -> str:
-    """Which of the other runs are above a floor, a sentence."""
-    above = [
-        f"`{name}` is above {floor} ({difference(gain)})"
-        for name, found in models.items()
-        for floor, gain in found["gains"].items()
-        if name != chosen and gain["low"] > 0
-    ]
-    return f"Of the others, {'; '.join(above)}." if above else "No other run is above a floor."
 
 
 def findings_table(classes: Mapping[str, dict], floor: Mapping[str, dict]) -> str:

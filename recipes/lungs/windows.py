@@ -84,8 +84,9 @@ patients.
 
 Shifted: validation images under a random exposure, crop, rotation and blur. Another hospital: \
 Pneumonia of ChestX-ray14 and the RSNA challenge's normals, which no run was trained on. Lungs \
-blacked out: what is left tells a shortcut; lower is better. Heat in the lungs: its share, and the \
-lungs' share of what the network sees, which a crop enlarges.
+blacked out: what is left tells a shortcut; lower is better, but where black lungs are no longer \
+found a crop or a mask leaves the image whole. Intervals are over patients, not over seeds. Heat \
+in the lungs: its share, and the lungs' share of what the network sees, which a crop enlarges.
 
 By the mean over {", ".join(SETS[name].lower() for name in CHOSEN_ON)} the first is `{winner}`\
 {"; it alone saw the tests:" if tests else "."}
