@@ -1,5 +1,6 @@
 """The one road from a chest X-ray file to `pixel_values`: transformers' class around it."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,12 +143,9 @@ class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, without the segmenter."""
-        finder = self.__dict__.pop("lungs", None)
-        try:
-            return super().to_dict()
-        finally:
-            if finder is not None:
-                self.lungs = finder
+        bare = copy.copy(self)  # other threads use this one meanwhile
+        bare.__dict__.pop("lungs", None)
+        return super(CxrImageProcessor, bare).to_dict()
 
     def preprocess(
         self,
