@@ -107,7 +107,7 @@ def embed_part(
 
     def read(row: dict) -> torch.Tensor | str:
         try:
-            return encoder.prepare(*open_row(row))
+            return encoder.prepare(*open_row(row, encoder.correct))
         except (ValueError, OSError) as error:
             return f"{row['image_id']}: {error}"
 

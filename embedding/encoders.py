@@ -37,6 +37,7 @@ class Encoder:
         prepare: an X-ray, and its height and width before it was stretched or None, to float32
             (C, H, W).
         embed: the network's batch to float (B, D).
+        correct: how images are read, see `modeling.reading_cxr.open_image`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Encoder:
     network: nn.Module
     prepare: Callable[[CxrImage, Shape], torch.Tensor]
     embed: Callable[[torch.Tensor], torch.Tensor]
+    correct: bool = True
 
     @torch.no_grad()
     def __call__(self, prepared: list[torch.Tensor]) -> np.ndarray:
@@ -120,7 +122,7 @@ def _own(name: str) -> Encoder:
         return processor.normalize(processor.prepare(image.pixels, shape)[None])[0]
 
     pooling = "features before the head"
-    return Encoder(name, _commit(name), pooling, model, prepare, model.embed)
+    return Encoder(name, _commit(name), pooling, model, prepare, model.embed, processor.correct)
 
 
 def _transformers(name: str) -> Encoder:

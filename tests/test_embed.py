@@ -3,6 +3,7 @@
 import json
 import logging
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from embedding.precomputed import _example, read_precomputed
 from embedding.prompts import ZeroShot, read_prompts, zero_shot
 from embedding.table import Embeddings, read_embeddings
 from evaluation.predictions import read_predictions
-from modeling import load_model
+from modeling import create_model, load_model
 
 pytestmark = pytest.mark.usefixtures("no_accelerator")
 BASELINE = "checkpoints/cxr-baseline"
@@ -145,6 +146,26 @@ def save_siglip(folder):
 
 
 FOREIGN = [save_vit, save_mae, save_dinov2, save_convnext, save_clip, save_siglip]
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_a_framed_image_is_embedded_as_the_model_reads_it(correct, tmp_path):
+    model, processor = create_model("baseline", ["A", "B"], 64, hidden_sizes=[4, 4])
+    processor.correct = correct
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    framed = np.pad(np.asarray(phantoms()["test"][0]["image"]), 12)
+    file = tmp_path / "framed.png"
+    Image.fromarray(framed).save(file)
+    assert (processor.open(framed).pixels.shape == framed.shape) == (not correct)
+    rows = [{"image": {"bytes": None, "path": str(file)}, "image_id": "framed.png"}]
+    with ThreadPoolExecutor(1) as pool:
+        encoder = load_encoder(str(tmp_path / "model"))
+        _, vectors, problems = embed.embed_part(encoder, rows, 1, pool)
+    with torch.no_grad():
+        expected = model.eval().embed(processor(framed).pixel_values)
+    assert not problems
+    np.testing.assert_allclose(vectors[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("save", FOREIGN, ids=lambda save: save.__name__)
