@@ -41,7 +41,10 @@ FLAGS = [
     *("--class_weights", "balanced", "--ema_decay", "0.9", "--checkpointing_steps", "5"),
 ]
 # families that a DenseNet's folder needs no code of
-OTHERS = tuple(f"{name}_cxr.py" for name in ("baseline", "conformer", "small_vit", "timm"))
+OTHERS = tuple(
+    f"{name}_cxr.py"
+    for name in ("baseline", "conformer", "detection", "exported", "small_vit", "timm")
+)
 FIGURES = ("training_curves", "confusion_matrix", "roc")
 LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_cpu_threads_per_process=1"]
 
