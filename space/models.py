@@ -13,6 +13,7 @@ import sys
 import threading
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 SHIPPED = ("cxr-densenet121", "cxr-baseline")
 EXPORTED = (".onnx",)  # what export.py writes, with its code beside it
 SLOW = "score_cam"  # a forward pass a channel
+FITTED = ("calibration", "thresholds", "abstention")  # what the page says of an operating point
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 FIGURE = re.compile(r"figures/[\w-]+\.png")
 LUNGS_FILE = "lungs.safetensors"  # of a model whose images are cut to the lungs, or masked
@@ -110,10 +112,12 @@ class Classifier:
             )
         if is_file:
             self.classes, multi_label = self.model.classes, self.model.is_multi_label
+            fitted = {name: self.model.config.get(name) for name in FITTED}
+            self.config = SimpleNamespace(is_multi_label=multi_label, **fitted)
         else:
-            config = self.model.config
-            self.classes = [config.id2label[index] for index in range(config.num_labels)]
-            multi_label = config.is_multi_label
+            self.config = self.model.config
+            self.classes = [self.config.id2label[k] for k in range(self.config.num_labels)]
+            multi_label = self.config.is_multi_label
         binary = len(self.classes) == 2 and not multi_label
         self.finding = self.classes[1] if binary else None
         self.methods = self.model.heatmap_methods

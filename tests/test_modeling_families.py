@@ -143,7 +143,8 @@ def test_each_family_travels_with_its_code(tmp_path, run_python):
         with torch.no_grad():
             expected[str(folder)] = model(batch(model))[0].flatten()
         others = {f"{other.__module__.split('.')[-1]}.py" for other in REGISTRY.values()}
-        others.remove(f"{model_class.__module__.split('.')[-1]}.py")
+        # The image processor of any model may find lungs.
+        others -= {f"{model_class.__module__.split('.')[-1]}.py", "segmentation_cxr.py"}
         assert not others & {path.name for path in folder.iterdir()}
         assert set(json.loads((folder / "config.json").read_text())["auto_map"]) == {
             *("AutoConfig", "AutoModel", model_class.auto_model),
