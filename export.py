@@ -178,7 +178,7 @@ def main(argv: list[str]) -> None:
     if args.limit is not None:
         split = split.select(range(min(len(split), args.limit)))
     subject = Subject(args.model, args.model, split, args)
-    if subject.processor.crop or subject.processor.mask:
+    if subject.processor.windowed:
         raise ValueError(
             f"{args.model} has its images cut to the lungs or masked by a network of their own, "
             "which an exported file does not hold; export a model without."

@@ -44,7 +44,7 @@ from training.arguments import FINAL, dataset_name, parse_args, recipe
 from training.augmentation import augment, swap_backgrounds
 from training.averaging import snapshot, weight_average
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint, write_errors
-from training.data import decode_splits, split_digest, summarize, versions
+from training.data import decode_splits, limit_splits, split_digest, summarize, versions
 from training.distillation import Teachers, student_loss
 from training.half import half_state
 from training.inference import make_loader, predict, to_predictions
@@ -90,10 +90,7 @@ def load_data(args: argparse.Namespace) -> DatasetDict:
             dataset["train"] = concatenate_datasets([dataset["train"], unlabelled])
         else:
             logger.info("%d unlabelled images are left out: no --teacher.", len(unlabelled))
-    for name, split in dataset.items():
-        limit = args.max_train_samples if name == "train" else args.max_eval_samples
-        if limit is not None and limit < len(split):
-            dataset[name] = split.shuffle(seed=0).select(range(limit))
+    limit_splits(dataset, args)
     return dataset
 
 
@@ -134,14 +131,13 @@ def build_model(
         processor.mask = args.mask
     if args.lungs is not None:
         processor.lungs = LungFinder(*load_segmenter(args.lungs))
-    window = processor.crop or processor.mask
-    if args.swap_background and (window or processor.equalize):
+    if args.swap_background and (processor.windowed or processor.equalize):
         raise ValueError(
             "--swap_background needs X-rays as they are; leave out --crop, --mask and --equalize."
         )
-    if args.lungs is not None and not (window or args.swap_background):
+    if args.lungs is not None and not (processor.windowed or args.swap_background):
         raise ValueError("--lungs is for --crop, --mask or --swap_background; give one of these.")
-    if processor.lungs is None and (window or args.swap_background):
+    if processor.lungs is None and (processor.windowed or args.swap_background):
         raise ValueError(
             "--crop, --mask and --swap_background need --lungs, the folder or id of a lung "
             "segmenter, such as checkpoints/cxr-lungs."

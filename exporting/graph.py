@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from modeling.calibration_cxr import calibrate, to_probabilities
+from modeling.heatmap_cxr import min_max
 from modeling.modeling_cxr import CxrClassifier
 
-INPUT = "pixel_values"
 PROBES = 4  # images of noise on which the closed form is compared with `explain`
 
 
@@ -87,13 +87,8 @@ def class_activation_maps(
         float32 (B, K, H, W) in [0, 1], each scaled to its own extremes.
     """
     weights = head.weight / (maps.shape[2] * maps.shape[3])
-    cam = _min_max(F.conv2d(maps, weights[:, :, None, None]).clamp(min=0))
-    return _min_max(F.interpolate(cam, size, mode="bilinear", align_corners=False))
-
-
-def _min_max(cam: torch.Tensor) -> torch.Tensor:
-    cam = cam - cam.amin((2, 3), keepdim=True)
-    return cam / (1e-7 + cam.amax((2, 3), keepdim=True))
+    cam = min_max(F.conv2d(maps, weights[:, :, None, None]).clamp(min=0))
+    return min_max(F.interpolate(cam, size, mode="bilinear", align_corners=False))
 
 
 def mean_head(model: CxrClassifier) -> nn.Linear | None:

@@ -118,6 +118,11 @@ class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
             if len(values) != num_channels:
                 raise ValueError(f"{name} is {values}; it needs {num_channels} values.")
 
+    @property
+    def windowed(self) -> bool:
+        """Whether images are cut to the lungs or masked by them, and so `lungs` is needed."""
+        return bool(self.crop or self.mask)
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
@@ -125,7 +130,7 @@ class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
         """Transformers' own, and the segmenter of a processor with `crop` or `mask`."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded
-        if processor.crop or processor.mask:
+        if processor.windowed:
             from .lungs_cxr import LUNGS_FILE, LungFinder
 
             options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -135,7 +140,7 @@ class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Writes the settings and, beside them, the segmenter; what `save_pretrained` calls."""
-        if self.crop or self.mask:
+        if self.windowed:
             from .lungs_cxr import LUNGS_FILE
 
             self._finder().save(Path(json_file_path).with_name(LUNGS_FILE))
@@ -202,7 +207,7 @@ class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
     def sandbox(self) -> "Sandbox | FocusedSandbox":
         """What reads files as `open` does, in processes with limits of time and memory."""
         sandbox = super().sandbox()
-        if not (self.crop or self.mask):
+        if not self.windowed:
             return sandbox
         from .lungs_cxr import FocusedSandbox
 
@@ -222,7 +227,7 @@ class CxrImageProcessor(CxrPreparation, BaseImageProcessor):
         Raises:
             ValueError: `crop` or `mask` is set and `lungs` is not.
         """
-        if not (self.crop or self.mask):
+        if not self.windowed:
             return image, shape
         from .lungs_cxr import NO_LUNGS, crop_to, mask_by
 

@@ -8,8 +8,8 @@ from transformers.utils import cached_file
 
 from modeling.exported_cxr import is_exported
 from modeling.factory import split_commit
+from modeling.lungs_cxr import LUNGS_FILE
 
-LUNGS_FILE = "lungs.safetensors"  # of a model whose images are cut to the lungs, or masked
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 

@@ -118,15 +118,21 @@ def test_prediction_training_and_plain_calls_see_the_same(window, finder, phanto
         torch.testing.assert_close(found, expected)
 
 
-def test_masks_of_the_file_follow_the_crop(finder, phantoms, tmp_path):
+@pytest.fixture(scope="module")
+def subject(finder, phantoms, tmp_path_factory):
+    """A classifier of crops beside the phantoms, as validate.py has it."""
+    folder = tmp_path_factory.mktemp("subject")
     model, processor = create_model("baseline", ["A", "B"], 64, hidden_sizes=[4, 4])
     processor.crop, processor.lungs = "lungs", finder
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
     split = load_cxr_dataset(str(phantoms / "set.csv"))["test"]
     args = Namespace(split="test", variant=None, seed=0, ten_crop=False, max_unreadable=0)
-    args.cache_dir = tmp_path / "cache"
-    subject = Subject("model", str(tmp_path / "model"), split, args)
+    args.cache_dir = folder / "cache"
+    return Subject("model", str(folder / "model"), split, args)
+
+
+def test_masks_of_the_file_follow_the_crop(subject, phantoms):
     opened, shape = subject.open(0)
     assert min(opened.margins[0], opened.margins[2]) > 0
     placed = subject.place(str(phantoms / "0_mask.png"), opened, shape)
@@ -135,15 +141,7 @@ def test_masks_of_the_file_follow_the_crop(finder, phantoms, tmp_path):
     assert placed.mean() > np.asarray(Image.open(phantoms / "0_mask.png")).astype(bool).mean()
 
 
-def test_the_gallerys_heat_lies_where_the_crop_was(finder, phantoms, tmp_path):
-    model, processor = create_model("baseline", ["A", "B"], 64, hidden_sizes=[4, 4])
-    processor.crop, processor.lungs = "lungs", finder
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    split = load_cxr_dataset(str(phantoms / "set.csv"))["test"]
-    args = Namespace(split="test", variant=None, seed=0, ten_crop=False, max_unreadable=0)
-    args.cache_dir = tmp_path / "cache"
-    subject = Subject("model", str(tmp_path / "model"), split, args)
+def test_the_gallerys_heat_lies_where_the_crop_was(subject):
     (whole, _), (seen, _) = subject.open_whole(0), subject.open(0)
     framed = subject.restore(np.ones((64, 64), np.float32), 0, whole)
     top, left, bottom, right = seen.margins

@@ -65,8 +65,7 @@ def swap_backgrounds(images: torch.Tensor, finder: LungFinder, share: float) -> 
     Returns:
         float32 (B, H, W) in [0, 1].
     """
-    if images.dtype == torch.uint16:
-        images = images.float() / FULL_SCALE
+    images = _to_floats(images)
     size = tuple(finder.processor.size.values())
     seen = F.interpolate(images[:, None], size, mode="bilinear", antialias=True)[:, 0]
     seen = finder.processor.normalize(seen).to(finder.segmenter.device)
@@ -100,8 +99,7 @@ def augment_with_boxes(
     Returns:
         float32 (B, H, W) in [0, 1], what moves in being black; and the targets.
     """
-    if images.dtype == torch.uint16:
-        images = images.float() / FULL_SCALE
+    images = _to_floats(images)
     move = v2.Compose(
         [
             v2.RandomAffine(
@@ -127,6 +125,11 @@ def augment_with_boxes(
     return _vary(images, args), targets
 
 
+def _to_floats(images: torch.Tensor) -> torch.Tensor:
+    """uint16 at full scale as floats in [0, 1]; floats as they are."""
+    return images.float() / FULL_SCALE if images.dtype == torch.uint16 else images
+
+
 def _uniform(limit: float, images: torch.Tensor) -> torch.Tensor:
     return (torch.rand(len(images), device=images.device) * 2 - 1) * limit
 
@@ -150,9 +153,7 @@ def _random_grid(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor
 
 
 def _move(images: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    if images.dtype == torch.uint16:
-        images = images.float() / FULL_SCALE
-    return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
+    return F.grid_sample(_to_floats(images)[:, None], grid, align_corners=False)[:, 0]
 
 
 def _vary(images: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:

@@ -111,11 +111,16 @@ def load_splits(args: argparse.Namespace) -> DatasetDict:
     logger.info("%s", describe(dataset))
     check_leaks(dataset)
     dataset = DatasetDict({name: dataset[name] for name in names})
+    limit_splits(dataset, args)
+    return dataset
+
+
+def limit_splits(dataset: DatasetDict, args: argparse.Namespace) -> None:
+    """Cuts the splits to `max_train_samples` and `max_eval_samples`, the same for every seed."""
     for name, split in dataset.items():
         limit = args.max_train_samples if name == "train" else args.max_eval_samples
         if limit is not None and limit < len(split):
             dataset[name] = split.shuffle(seed=0).select(range(limit))
-    return dataset
 
 
 def decode_splits(
@@ -150,7 +155,7 @@ def decode_splits(
     how = {"size": size, "geometry": processor.geometry, "correct": processor.correct}
     if processor.equalize is not None:
         how |= {"equalize": processor.equalize}
-    if processor.crop or processor.mask:
+    if processor.windowed:
         how |= {"crop": processor.crop, "mask": processor.mask, "lungs": processor.lungs.digest()}
         how |= {"window": code_digest([lungs_cxr.__file__, segmentation_cxr.__file__])}
     if perturbation is not None:

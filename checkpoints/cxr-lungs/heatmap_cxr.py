@@ -64,16 +64,17 @@ def make_heatmaps(
         cam = torch.einsum("bchw,bc->bhw", maps, gradients.mean((2, 3)))
     else:
         cam = _library_cam(method, maps, gradients, pixel_values, network, targets)
-    cam = _min_max(cam.clamp(min=0))
+    cam = min_max(cam.clamp(min=0))
     size = tuple(pixel_values.shape[2:])
     cam = F.interpolate(cam[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    return _min_max(cam)
+    return min_max(cam)
 
 
-def _min_max(cam: torch.Tensor) -> torch.Tensor:
+def min_max(cam: torch.Tensor) -> torch.Tensor:
+    """Maps (..., h, w) scaled to their own extremes, to [0, 1]."""
     # The same small term as in the grad-cam library, so that both give the same picture.
-    cam = cam - cam.amin((1, 2), keepdim=True)
-    return cam / (1e-7 + cam.amax((1, 2), keepdim=True))
+    cam = cam - cam.amin((-2, -1), keepdim=True)
+    return cam / (1e-7 + cam.amax((-2, -1), keepdim=True))
 
 
 def _library_cam(

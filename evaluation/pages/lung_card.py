@@ -5,11 +5,11 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from evaluation.pages.markdown import Notes, escape, table
-from evaluation.pages.model_card_text import items, source_of_data
+from evaluation.pages.model_card_text import arguments_of, items, source_of_data
 from evaluation.pages.wording import NOTICE
 from evaluation.predictions import write_text
 from evaluation.segmentation import MEASURES, PARTS
-from evaluation.table import markdown_table, read_json
+from evaluation.table import read_json
 
 EVIDENCE = "evidence.json"
 
@@ -89,8 +89,7 @@ def write_lung_card(run_dir: str | Path, repo_id: str) -> Path:
         "## Training, hardware and time",
         f"{metrics['train_seconds'] / 60:.1f} minutes on {metrics['device']}; the weights are "
         f"those of epoch {metrics['best_epoch']}.",
-        "<details>\n<summary>Arguments of the run</summary>\n\n"
-        f"{markdown_table(['Argument', 'Value'], rows, left=2)}\n\n</details>",
+        arguments_of(rows),
     ]
     body = "\n\n".join(part for part in parts if part)
     write_text(run_dir / "README.md", str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")))

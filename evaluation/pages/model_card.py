@@ -10,6 +10,7 @@ from evaluation.metrics import METRIC_NAMES
 from evaluation.pages.gallery import figure_title, names_in_figures
 from evaluation.pages.markdown import Notes, escape, table
 from evaluation.pages.model_card_text import (
+    arguments_of,
     intended_use,
     items,
     limitations,
@@ -27,7 +28,7 @@ from evaluation.pages.wording import (
     shares,
 )
 from evaluation.predictions import write_text
-from evaluation.table import markdown_table, read_json
+from evaluation.table import read_json
 
 # The Hub's ids of the metrics that it knows under another name.
 HUB_METRICS = {
@@ -261,12 +262,7 @@ def _training(arguments: dict, metrics: dict) -> str:
 {metrics["num_parameters"]:,} parameters, {metrics["train_seconds"] / 60:.1f} minutes{device}; \
 the weights are those of epoch {metrics["best_epoch"]}, the {kept}.{start}
 
-<details>
-<summary>Arguments of the run</summary>
-
-{markdown_table(["Argument", "Value"], rows, left=2)}
-
-</details>"""
+{arguments_of(rows)}"""
 
 
 def _results(splits: dict[str, dict], subgroups: list[dict]) -> str:

@@ -4,6 +4,7 @@ What is said of the data comes from `facts` in the run's dataset.json, which its
 """
 
 from evaluation.pages.markdown import escape, table
+from evaluation.table import markdown_table
 
 UNKNOWN_SOURCE = (
     "Nothing is recorded of where these images come from: neither whose they are, nor their "
@@ -117,3 +118,13 @@ The items of TRIPOD+AI (Collins et al., [BMJ 2024;385:e078378]\
 it leaves open.
 
 {table(["Item", "What it asks for", "Where"], rows, left=3)}"""
+
+
+def arguments_of(rows: list[list[str]]) -> str:
+    """The arguments of a run, folded: a row is a name and a value."""
+    return f"""<details>
+<summary>Arguments of the run</summary>
+
+{markdown_table(["Argument", "Value"], rows, left=2)}
+
+</details>"""

@@ -12,49 +12,43 @@ manifest=${2:?give the CSV file of recipes.gpu.manifest}
 imagenet=${3:-}
 bin=.venv/bin runs=runs/architectures results=results/architectures
 mkdir -p $results
+source recipes/train.sh
 
-train() { # NAME FLAGS...
-    local folder=$runs/$1
-    shift
-    [ -f "$folder/metrics.json" ] && return
-    local resume=()
-    compgen -G "$folder/checkpoints/step_*" >/dev/null && resume=(--resume_from_checkpoint)
-    "$bin/accelerate" launch --quiet --num_processes 1 --num_cpu_threads_per_process "$(nproc)" \
-        train.py --config recipes/architectures/common.yaml --dataset "$data/chest_xray" \
-        --output_dir "$folder" "$@" "${resume[@]}"
+learn() { # NAME FLAGS...
+    train $runs/$1 --config recipes/architectures/common.yaml --dataset "$data/chest_xray" "${@:2}"
 }
 
 kermany() { # SEED: those that train in minutes have three seeds
-    train baseline-$1 --model baseline --seed $1
-    train small_vit-$1 --model small_vit --learning_rate 5e-4 --seed $1
-    train vit_without_spt-$1 --model small_vit --model_options shifted_patches=false \
+    learn baseline-$1 --model baseline --seed $1
+    learn small_vit-$1 --model small_vit --learning_rate 5e-4 --seed $1
+    learn vit_without_spt-$1 --model small_vit --model_options shifted_patches=false \
         --learning_rate 5e-4 --seed $1
-    train vit_without_lsa-$1 --model small_vit --model_options local_attention=false \
+    learn vit_without_lsa-$1 --model small_vit --model_options local_attention=false \
         --learning_rate 5e-4 --seed $1
-    train vit_without_both-$1 --model small_vit --learning_rate 5e-4 --seed $1 \
+    learn vit_without_both-$1 --model small_vit --learning_rate 5e-4 --seed $1 \
         --model_options shifted_patches=false local_attention=false
-    train conformer_mini-$1 --model conformer_mini --learning_rate 5e-4 --seed $1
-    train resnet18-$1 --model resnet18 --seed $1
-    train densenet_reduced-$1 --model densenet121 --seed $1 \
+    learn conformer_mini-$1 --model conformer_mini --learning_rate 5e-4 --seed $1
+    learn resnet18-$1 --model resnet18 --seed $1
+    learn densenet_reduced-$1 --model densenet121 --seed $1 \
         --model_options 'block_config=[3,6,12,8]' growth_rate=16
 }
 
 kermany 42
-train densenet121-42 --model densenet121
-train vit_tiny-42 --model vit_tiny_patch16_224 --learning_rate 5e-4
-train efficientnet_b0-42 --model efficientnet_b0
-train resnet50-42 --model resnet50
-train inception_v3-42 --model inception_v3
+learn densenet121-42 --model densenet121
+learn vit_tiny-42 --model vit_tiny_patch16_224 --learning_rate 5e-4
+learn efficientnet_b0-42 --model efficientnet_b0
+learn resnet50-42 --model resnet50
+learn inception_v3-42 --model inception_v3
 for seed in 42 43 44; do
-    train efficientnet_lite0-$seed --model tf_efficientnet_lite0 --seed $seed
+    learn efficientnet_lite0-$seed --model tf_efficientnet_lite0 --seed $seed
     [ -z "$imagenet" ] ||
-        train efficientnet_lite0_imagenet-$seed --model tf_efficientnet_lite0 --seed $seed \
+        learn efficientnet_lite0_imagenet-$seed --model tf_efficientnet_lite0 --seed $seed \
             --learning_rate 5e-4 --pretrained "$imagenet"
 done
 kermany 43
 kermany 44
 for seed in 43 44; do
-    train densenet121-$seed --model densenet121 --seed $seed
+    learn densenet121-$seed --model densenet121 --seed $seed
 done
 
 models=($runs/*-4?)

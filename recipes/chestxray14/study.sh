@@ -10,32 +10,26 @@ imagenet=${2:-}
 bin=.venv/bin
 runs=runs/chestxray14
 results=results/chestxray14
-threads=$(nproc)
+source recipes/train.sh
 mkdir -p $runs.lists
 # Grey values alone tell one repository's No Findings from all other images, and the test images of
 # another are for validate.py alone: findings would be learnt from who collected the image.
 grep -Ev ',No Finding,.*,muhammedtalo,|,jrzech,|,muhammedtalo,test' "$data/split.csv" \
     >$runs.lists/split.csv
 
-train() { # NAME FLAGS...
-    local folder=$runs/$1
-    shift
-    [ -f "$folder/metrics.json" ] && return
-    local resume=()
-    compgen -G "$folder/checkpoints/step_*" >/dev/null && resume=(--resume_from_checkpoint)
-    "$bin/accelerate" launch --quiet --num_processes 1 --num_cpu_threads_per_process "$threads" \
-        train.py --config recipes/chestxray14/finetune.yaml --dataset_path "$data" \
-        --dataset_options split=$runs.lists/split.csv --output_dir "$folder" "$@" "${resume[@]}"
+learn() { # NAME FLAGS...
+    train $runs/$1 --config recipes/chestxray14/finetune.yaml --dataset_path "$data" \
+        --dataset_options split=$runs.lists/split.csv "${@:2}"
 }
 
 for seed in 42 43 44; do
     [ -z "$imagenet" ] ||
-        train efficientnet_lite0-imagenet-$seed --model tf_efficientnet_lite0 \
+        learn efficientnet_lite0-imagenet-$seed --model tf_efficientnet_lite0 \
             --pretrained "$imagenet" --image_size 128 --seed $seed
-    train baseline-kermany-$seed --model checkpoints/cxr-baseline --image_size 64 --seed $seed
-    train baseline-scratch-$seed --model baseline --image_size 64 --learning_rate 1e-3 --seed $seed
-    train densenet121-kermany-$seed --model checkpoints/cxr-densenet121 --image_size 96 --seed $seed
-    train densenet121-scratch-$seed --model densenet121 --image_size 96 --learning_rate 1e-3 \
+    learn baseline-kermany-$seed --model checkpoints/cxr-baseline --image_size 64 --seed $seed
+    learn baseline-scratch-$seed --model baseline --image_size 64 --learning_rate 1e-3 --seed $seed
+    learn densenet121-kermany-$seed --model checkpoints/cxr-densenet121 --image_size 96 --seed $seed
+    learn densenet121-scratch-$seed --model densenet121 --image_size 96 --learning_rate 1e-3 \
         --seed $seed
 done
 

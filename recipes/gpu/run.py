@@ -252,7 +252,7 @@ def train_run(  # noqa: PLR0915 - flat on purpose: a training is read from top t
     pretrained = str(weights) if run.pretrained else False
     model, processor = create_model(run.model, CLASSES, run.image_size, pretrained, **options)
     processor.geometry = run.geometry
-    if processor.equalize or processor.crop or processor.mask:
+    if processor.equalize or processor.windowed:
         raise ValueError(f"{run.model} sees images that a pack does not hold; train.py trains it.")
     pack.decode(processor, device)
     model.to(device, memory_format=torch.channels_last)

@@ -11,18 +11,8 @@ data=${1:?give the folder that holds chest_xray, kermany_extra, external and che
 bin=.venv/bin
 runs=runs/comparison
 results=results/kermany
-threads=$(nproc)
+source recipes/train.sh
 checkpoints=(checkpoints/cxr-densenet121 checkpoints/cxr-baseline)
-
-train() { # OUTPUT_DIR FLAGS...
-    local folder=$1
-    shift
-    [ -f "$folder/metrics.json" ] && return
-    local resume=()
-    compgen -G "$folder/checkpoints/step_*" >/dev/null && resume=(--resume_from_checkpoint)
-    "$bin/accelerate" launch --quiet --num_processes 1 --num_cpu_threads_per_process "$threads" \
-        train.py --output_dir "$folder" "$@" "${resume[@]}"
-}
 
 validate() { # NAME FLAGS...
     local folder=runs/reports/$1 kept=$results/reports/$1

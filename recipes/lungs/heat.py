@@ -62,7 +62,7 @@ def measure(args: argparse.Namespace) -> None:
             f"{args.classifier} has {model.config.num_labels} classes and the geometry "
             f"{processor.geometry}; needed are two, and {own.geometry}, as {args.segmenter} has."
         )
-    if processor.crop or processor.mask:
+    if processor.windowed:
         raise ValueError(
             f"{args.classifier} is shown images cut to the lungs or masked, which "
             f"{args.segmenter} is not; give a classifier of whole images."

@@ -12,16 +12,11 @@ bin=.venv/bin runs=runs/windows results=results/lungs/windows
 lungs=(--lungs checkpoints/cxr-lungs)
 masks=(--dataset_options extra="$data/kermany_extra")
 names=(plain histogram clahe crop mask swap)
+source recipes/train.sh
 
-train() { # NAME SEED FLAGS...
-    local folder=$runs/$1-$2 seed=$2
-    shift 2
-    [ -f "$folder/metrics.json" ] && return
-    local resume=()
-    compgen -G "$folder/checkpoints/step_*" >/dev/null && resume=(--resume_from_checkpoint)
-    "$bin/accelerate" launch --quiet --num_processes 1 --num_cpu_threads_per_process "$(nproc)" \
-        train.py --config recipes/lungs/window.yaml --dataset "$data/chest_xray" --seed "$seed" \
-        --output_dir "$folder" "$@" "${resume[@]}"
+learn() { # NAME SEED FLAGS...
+    train $runs/$1-$2 --config recipes/lungs/window.yaml --dataset "$data/chest_xray" --seed "$2" \
+        "${@:3}"
 }
 
 validate() { # SET SEED FLAGS...
@@ -37,12 +32,12 @@ validate() { # SET SEED FLAGS...
 
 mkdir -p $results
 for seed in 42 43 44; do
-    train plain $seed
-    train histogram $seed --equalize histogram
-    train clahe $seed --equalize clahe
-    train crop $seed --crop lungs "${lungs[@]}"
-    train mask $seed --mask lungs "${lungs[@]}"
-    train swap $seed --swap_background 0.5 "${lungs[@]}"
+    learn plain $seed
+    learn histogram $seed --equalize histogram
+    learn clahe $seed --equalize clahe
+    learn crop $seed --crop lungs "${lungs[@]}"
+    learn mask $seed --mask lungs "${lungs[@]}"
+    learn swap $seed --swap_background 0.5 "${lungs[@]}"
     validation=(--dataset "$data/chest_xray" --split validation "${masks[@]}")
     validate validation $seed "${validation[@]}" --curves 0 --gallery 0
     validate shift $seed "${validation[@]}" --variant shift --skip_heatmaps
