@@ -11,21 +11,16 @@ bin=.venv/bin
 runs=runs/chestxray14
 results=results/chestxray14
 source recipes/train.sh
-mkdir -p $runs.lists
-# Grey values alone tell one repository's No Findings from all other images, and the test images of
-# another are for validate.py alone: findings would be learnt from who collected the image.
-grep -Ev ',No Finding,.*,muhammedtalo,|,jrzech,|,muhammedtalo,test' "$data/split.csv" \
-    >$runs.lists/split.csv
+[ -f $runs.data/split.csv ] || "$bin/python" -m recipes.chestxray14.shrink "$data" $runs.data
 
 learn() { # NAME FLAGS...
-    train $runs/$1 --config recipes/chestxray14/finetune.yaml --dataset_path "$data" \
-        --dataset_options split=$runs.lists/split.csv "${@:2}"
+    train $runs/$1 --config recipes/chestxray14/finetune.yaml --dataset_path $runs.data "${@:2}"
 }
 
 for seed in 42 43 44; do
     [ -z "$imagenet" ] ||
         learn efficientnet_lite0-imagenet-$seed --model tf_efficientnet_lite0 \
-            --pretrained "$imagenet" --image_size 128 --seed $seed
+            --pretrained "$imagenet" --image_size 96 --seed $seed
     learn baseline-kermany-$seed --model checkpoints/cxr-baseline --image_size 64 --seed $seed
     learn baseline-scratch-$seed --model baseline --image_size 64 --learning_rate 1e-3 --seed $seed
     learn densenet121-kermany-$seed --model checkpoints/cxr-densenet121 --image_size 96 --seed $seed
@@ -40,11 +35,11 @@ for run in "$runs"/*; do
     cp "$run"/{metrics,training_args,dataset}.json "$run"/{history,predictions_validation}.csv \
         "$results/seeds/${run##*/}"
 done
-"$bin/python" -m recipes.chestxray14.floor "$data" $results
+"$bin/python" -m recipes.chestxray14.floor $runs.data $results
 [ -f $runs.report/report.html ] ||
     "$bin/python" validate.py --model "${names[@]/#/$runs/}" --dataset chestxray14 \
-        --dataset_path "$data" --dataset_options split=split.csv where=repository=jrzech \
-        --skip_heatmaps --output_dir $runs.report
+        --dataset_path $runs.data --dataset_options split=split.csv --skip_heatmaps \
+        --output_dir $runs.report
 mkdir -p $results/report
 cp $runs.report/{metrics,context}.json $runs.report/predictions.csv $results/report
 "$bin/python" -m recipes.chestxray14.gains $results
