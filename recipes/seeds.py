@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -26,12 +27,43 @@ def read_arms(*files: Path) -> dict[str, list[Predictions]]:
     return found
 
 
-def mean_auroc(runs: list[Predictions]) -> tuple[list[float], np.ndarray]:
-    """The AUROC of each seed, and the seeds' mean on each resample of patients, float (R,)."""
-    stored = [bootstrap_statistics(run, NUM_RESAMPLES) for run in runs]
-    (key,) = (key for key in stored[0].values if key[1] == "auroc")
-    resampled = np.mean([one.resampled[key] for one in stored], axis=0)
-    return [float(one.values[key][0]) for one in stored], resampled
+class SeedsAuroc(NamedTuple):
+    """The AUROC of each seed of an arm, the mean over the findings where there are several.
+
+    `resampled` is the seeds' mean on each resample of patients, float (NUM_RESAMPLES,).
+    """
+
+    seeds: list[float]
+    resampled: np.ndarray
+    num_patients: int
+
+    @property
+    def value(self) -> float:
+        """The mean of the seeds."""
+        return float(np.mean(self.seeds))
+
+    def entry(self) -> dict:
+        """`value`, `low` and `high`, a 95 % interval over patients, and `seeds`."""
+        bounds = interval(self.value, self.resampled, self.num_patients, "logit")
+        return {"value": self.value, **bounds, "seeds": self.seeds}
+
+    def gain(self, other: Self) -> dict:
+        """`value`, `low` and `high` of what it is above another arm on the same images."""
+        value = self.value - other.value
+        bounds = interval(value, self.resampled - other.resampled, self.num_patients, "linear")
+        return {"value": value, **bounds}
+
+
+def measure_seeds(runs: list[Predictions]) -> SeedsAuroc:
+    """The AUROC of an arm, of runs on the same images."""
+    stored = [bootstrap_statistics(run, NUM_RESAMPLES, micro=False) for run in runs]
+    found = [key for key in stored[0].values if key[1] == "auroc"]
+    key = next((key for key in found if key[0] is None), found[0])
+    return SeedsAuroc(
+        [float(one.values[key][0]) for one in stored],
+        np.mean([one.resampled[key] for one in stored], axis=0),
+        len(np.unique(runs[0].patient_id)),
+    )
 
 
 def compare_arms(
@@ -44,21 +76,12 @@ def compare_arms(
         pairs: {arm: the arm it is compared with}.
 
     Returns:
-        Of each arm `value`, `low`, `high`, `seeds` (the AUROC of each) and, of those in `pairs`,
-        `gain`: `value`, `low` and `high`, with 95 % intervals over patients.
+        Of each arm what `SeedsAuroc.entry` gives and, of those in `pairs`, `gain`.
     """
-    measured = {arm: mean_auroc(runs) for arm, runs in arms.items()}
-    patients = {arm: len(np.unique(runs[0].patient_id)) for arm, runs in arms.items()}
-    found = {}
-    for arm, (seeds, resampled) in measured.items():
-        value = float(np.mean(seeds))
-        found[arm] = {"value": value, **interval(value, resampled, patients[arm], "logit")}
-        found[arm]["seeds"] = seeds
-        if arm in pairs:
-            others, of_other = measured[pairs[arm]]
-            gain = value - float(np.mean(others))
-            bounds = interval(gain, resampled - of_other, patients[arm], "linear")
-            found[arm]["gain"] = {"value": gain, **bounds}
+    measured = {arm: measure_seeds(runs) for arm, runs in arms.items()}
+    found = {arm: own.entry() for arm, own in measured.items()}
+    for arm, other in pairs.items():
+        found[arm]["gain"] = measured[arm].gain(measured[other])
     return found
 
 

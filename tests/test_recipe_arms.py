@@ -12,7 +12,7 @@ from modeling import create_model
 from recipes.architectures import results as architectures
 from recipes.architectures.speed import measure
 from recipes.lungs import windows
-from recipes.seeds import compare_arms, heat_in_lungs, mean_auroc, read_arms
+from recipes.seeds import compare_arms, heat_in_lungs, measure_seeds, read_arms
 
 N = 160
 
@@ -66,8 +66,8 @@ def test_arms_are_means_over_seeds_and_gains_are_paired(tmp_path):
     assert found["c"]["gain"]["value"] == 0
     assert found["c"]["gain"]["reason"] == "every resample gives the same value"
     assert "gain" not in found["a"]
-    seeds, resampled = mean_auroc(arms["a"])
-    assert len(seeds) == 3 and resampled.std() > 0.01
+    measured = measure_seeds(arms["a"])
+    assert len(measured.seeds) == 3 and measured.resampled.std() > 0.01
 
 
 def test_heat_is_compared_image_by_image(tmp_path):

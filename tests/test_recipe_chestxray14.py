@@ -11,9 +11,10 @@ import pytest
 from conftest import REPO
 from PIL import Image
 
+from evaluation.metrics import compute_metrics
 from evaluation.predictions import read_predictions_by_model
 from modeling.convert import CHEXNET_FINDINGS
-from recipes.chestxray14 import floor, gains, published, results
+from recipes.chestxray14 import floor, gains, published, results, shrink
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
@@ -69,6 +70,40 @@ def test_each_floor_knows_what_it_sees_and_is_tested_apart(data, tmp_path, monke
     assert all(part.image_id.tolist() == images for part in ours.values())
 
 
+def test_what_is_shrunk_tells_no_repository_by_size(tmp_path):
+    data, output = tmp_path / "data", tmp_path / "out"
+    (data / "images").mkdir(parents=True)
+    rows = [
+        ("small", "Mass", 64, "kcr", "train"),
+        ("sharp", "Pneumonia", 384, "muhammedtalo", "train"),
+        ("bright", "No Finding", 384, "muhammedtalo", "train"),
+        ("same", "Pneumonia", 384, "muhammedtalo", "test"),
+        ("asked", "No Finding", 384, "jrzech", "test"),
+        ("left", "Mass", 64, "kcr", "unused"),
+    ]
+    lines = ["file,image_index,labels,pixels,repository,split"]
+    for name, labels, side, repository, part in rows:
+        lines.append(f"images/{name}.jpg,{name}.png,{labels},{side},{repository},{part}")
+        grey = np.arange(side * side).reshape(side, side) * 255 // side**2
+        image = Image.fromarray(grey.astype(np.uint8))
+        image.save(data / "images" / f"{name}.jpg", quality=96 if side == 64 else 60)
+    (data / "split.csv").write_text("\n".join(lines) + "\n")
+    (data / "test_list.txt").write_text("asked.png\n")
+    left = shrink.shrink(data, output)
+    assert left["image_index"].tolist() == ["small.png", "sharp.png", "asked.png"]
+    assert (output / "split.csv").read_text() == left.to_csv(index=False)
+    assert (output / "test_list.txt").read_text() == "asked.png\n"
+    files = sorted((output / "images").iterdir())
+    assert [file.stem for file in files] == ["asked", "sharp", "small"]
+    opened = [Image.open(file) for file in files]
+    assert {image.size for image in opened} == {(64, 64)} and set(left["pixels"]) == {"64"}
+    assert all(image.quantization == opened[-1].quantization for image in opened)
+    # The same ramp: shrunk, it is what the small image shows.
+    pixels = [np.asarray(image, int) for image in opened]
+    assert max(abs(image - pixels[-1]).max() for image in pixels) <= 4
+    assert files[-1].read_bytes() == (data / "images" / "small.jpg").read_bytes()
+
+
 def test_a_table_without_images_of_the_official_lists_is_refused(data, tmp_path):
     whole = floor.read_table(data)
     assert (whole["official"] == "test").sum() == 100
@@ -81,18 +116,21 @@ def test_a_table_without_images_of_the_official_lists_is_refused(data, tmp_path)
         floor.read_table(tmp_path)
 
 
-def test_a_models_gain_over_the_floors_is_that_of_the_same_images(data):
+def test_a_models_gain_over_the_floors_is_that_of_the_same_images(data, monkeypatch):
     floors = floor.floors(data)
     floors = {name: floor.by_image(floors[name]) for name in gains.FLOORS}
     same = floors[gains.METADATA]
     view = np.where(np.arange(40) % 2, "AP", "PA")
     same = replace(same, extra={"view": view})
     oracle = replace(same, logits=np.where(same.labels, 1.0, -1.0))
-    found = gains.measure({"same": same, "oracle": oracle}, floors, 50)
+    monkeypatch.setattr("recipes.seeds.NUM_RESAMPLES", 50)
+    found = gains.measure({"same": [same], "oracle": [oracle], "mixed": [same, oracle]}, floors)
     assert (found["n"], found["pa"]) == (40, 20)
-    assert found["models"]["same"]["gains"][gains.METADATA]["value"] == 0
-    mean = found["models"]["same"]["auroc"]["value"]
-    best = found["models"]["oracle"]
+    assert found["arms"]["same"]["gains"][gains.METADATA]["value"] == 0
+    mean = found["arms"]["same"]["auroc"]["value"]
+    assert mean == pytest.approx(compute_metrics(same, 0)["auroc"]["value"])
+    assert found["arms"]["mixed"]["auroc"]["value"] == pytest.approx((1 + mean) / 2)
+    best = found["arms"]["oracle"]
     assert best["auroc"]["value"] == best["pa"]["value"] == 1
     assert best["gains"][gains.METADATA]["value"] == pytest.approx(1 - mean)
 
@@ -109,7 +147,7 @@ def test_the_verdict_takes_only_intervals_that_exclude_0():
 def test_gains_need_the_view(data):
     floors = {name: floor.by_image(own) for name, own in floor.floors(data).items()}
     with pytest.raises(ValueError, match="no column view; validate.py writes it of this set."):
-        gains.measure({"a": floors[gains.METADATA]}, floors, 10)
+        gains.measure({"a": [floors[gains.METADATA]]}, floors)
 
 
 def test_what_was_published_agrees_with_its_own_findings():

@@ -1,4 +1,4 @@
-"""Mean AUROC of models on our test part of ChestX-ray14, and by how much they are above the floors.
+"""Mean AUROC of arms on our test part of ChestX-ray14, and by how much they are above the floors.
 
     python -m recipes.chestxray14.gains results/chestxray14
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.compare import align, compare_bootstraps
-from evaluation.metrics import bootstrap_statistics, compute_metrics, metrics_of
+from evaluation.compare import align
 from evaluation.predictions import Predictions, read_predictions_by_model, write_text
+from recipes.seeds import measure_seeds, read_arms
 
 METADATA, METADATA_OF_ALL, GREY = FLOORS = (
     "view, sex, age: our train to our test",
@@ -24,51 +24,41 @@ METADATA, METADATA_OF_ALL, GREY = FLOORS = (
 )
 
 
-def measure(
-    models: dict[str, Predictions], floors: dict[str, Predictions], num_resamples: int
-) -> dict:
-    """Of each model its mean AUROC, `auroc`, that within PA, `pa`, and `gains` over each floor.
+def measure(arms: dict[str, list[Predictions]], floors: dict[str, Predictions]) -> dict:
+    """Of each arm its AUROC, `auroc`, that within PA, `pa`, and `gains` over each floor.
 
     Args:
-        models: of the same images in the same order, with the extra column view.
+        arms: of each the runs, a seed each, of the same images, with the extra column view.
         floors: of the same images, by the names of FLOORS.
-        num_resamples: of the bootstrap.
 
     Raises:
-        ValueError: other images, labels or patients in the floors than in the models, or no view.
+        ValueError: other images, labels or patients in the floors than in the arms, or no view.
     """
-    first = next(iter(models.values()))
+    first = next(iter(arms.values()))[0]
     if "view" not in first.extra:
         raise ValueError("the predictions have no column view; validate.py writes it of this set.")
     frontal = np.flatnonzero(first.extra["view"] == "PA")
-    below = {
-        name: bootstrap_statistics(align(first, floors[name]), num_resamples) for name in FLOORS
-    }
+    below = {name: measure_seeds([align(first, floors[name])]) for name in FLOORS}
     found = {}
-    for name, own in models.items():
-        scored = bootstrap_statistics(own, num_resamples)
-        found[name] = {
-            "auroc": metrics_of(scored)["auroc"],
-            "pa": compute_metrics(own.take(frontal), num_resamples)["auroc"],
-            "gains": {
-                floor: compare_bootstraps(scored, of_floor)["differences"]["auroc"]
-                for floor, of_floor in below.items()
-            },
+    for arm, runs in arms.items():
+        measured = measure_seeds(runs)
+        found[arm] = {
+            "auroc": measured.entry(),
+            "pa": measure_seeds([run.take(frontal) for run in runs]).entry(),
+            "gains": {floor: measured.gain(of_floor) for floor, of_floor in below.items()},
         }
-    return {"n": len(first.image_id), "pa": len(frontal), "models": found}
+    return {"n": len(first.image_id), "pa": len(frontal), "arms": found}
 
 
 def main() -> None:
     """Writes gains.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="results/chestxray14")
-    parser.add_argument("--num_resamples", type=int, default=2000, help="of the bootstrap")
     options = parser.parse_args()
     try:
         found = measure(
-            read_predictions_by_model(options.folder / "report" / "predictions.csv"),
+            read_arms(options.folder / "report" / "predictions.csv"),
             read_predictions_by_model(options.folder / "floor_predictions.csv"),
-            options.num_resamples,
         )
         write_text(options.folder / "gains.json", json.dumps(found, indent=2) + "\n")
     except (OSError, ValueError) as error:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from evaluation.metrics import format_metric
 from evaluation.pages.wording import difference, listed
 from evaluation.table import markdown_table, read_json
@@ -30,31 +32,42 @@ def collect(folder: Path, base: Path) -> dict:
         ValueError, OSError: a file is missing or damaged.
     """
     report = read_json(folder / "report" / "metrics.json", ("dataset", "models"), "validate.py")
-    gains = read_json(folder / "gains.json", ("n", "pa", "models"), "gains.py")
+    gains = read_json(folder / "gains.json", ("n", "pa", "arms"), "gains.py")
     floor = read_json(folder / "floor.json", FLOORS, "floor.py")
-    runs = {name: read_run(folder / "seeds" / name) for name in gains["models"]}
-    chosen = max(runs, key=lambda name: runs[name]["validation"]["auroc"]["value"])
-    first = runs[chosen]
+    arms = {name: read_runs(folder / "seeds", name) for name in gains["arms"]}
+    chosen = max(arms, key=lambda name: mean_validation(arms[name]))
+    name, first = next(iter(arms[chosen].items()))
     return {
         "base": base,
         "dataset": report["dataset"],
         "pa": gains["pa"],
         "splits": first["splits"],
+        "seeds": len(arms[chosen]),
         "absent": listed(first["validation"]["auroc"].get("without", [])),
-        "runs": runs_table(runs, gains["models"], floor),
-        "verdict": verdict(chosen, gains["models"][chosen]["gains"]),
+        "arms": arms_table(arms, gains["arms"], floor),
+        "verdict": verdict(chosen, gains["arms"][chosen]["gains"]),
         "chosen": chosen,
-        "findings": findings_table(report["models"][chosen]["metrics"]["classes"], floor),
+        "shown": name,
+        "findings": findings_table(report["models"][name]["metrics"]["classes"], floor),
         "published": published_section(folder),
     }
 
 
-def read_run(folder: Path) -> dict:
-    """What the page says of a run: its arguments, its validation metrics, its splits."""
-    metrics = read_json(folder / "metrics.json", ("validation", "train_seconds"))
-    args = read_json(folder / "training_args.json", ("model", "pretrained", "image_size", "seed"))
-    splits = read_json(folder / "dataset.json", ("splits",))["splits"]
-    return {**metrics, "args": args, "splits": splits}
+def read_runs(folder: Path, arm: str) -> dict[str, dict]:
+    """By name what the page says of an arm's runs: arguments, validation metrics, splits."""
+    runs = {}
+    for run in sorted(folder.glob(f"{arm}-*")):
+        metrics = read_json(run / "metrics.json", ("validation", "train_seconds"))
+        keys = ("model", "pretrained", "image_size", "seed")
+        args = read_json(run / "training_args.json", keys)
+        splits = read_json(run / "dataset.json", ("splits",))["splits"]
+        runs[run.name] = {**metrics, "args": args, "splits": splits}
+    return runs
+
+
+def mean_validation(runs: Mapping[str, dict]) -> float:
+    """Mean AUROC on validation of an arm's runs."""
+    return float(np.mean([run["validation"]["auroc"]["value"] for run in runs.values()]))
 
 
 def start(args: Mapping) -> str:
@@ -64,24 +77,25 @@ def start(args: Mapping) -> str:
     return args["model"] if args["model"].startswith("cxr-") else "scratch"
 
 
-def runs_table(
-    runs: Mapping[str, dict], models: Mapping[str, dict], floor: Mapping[str, dict]
+def arms_table(
+    arms: Mapping[str, dict], measured: Mapping[str, dict], floor: Mapping[str, dict]
 ) -> str:
-    """A row a run, and one a floor: mean AUROC, within PA too, and what is above each floor."""
-    header = ["Run", "Start", "Pixels", "Validation", "Test", "Test, PA alone"]
+    """A row an arm, and one a floor: mean AUROC, within PA too, and what is above each floor."""
+    header = ["Arm", "Start", "Pixels", "Validation", "Test", "Each seed", "Test, PA alone"]
     rows = []
-    for name, found in models.items():
-        args, validation = runs[name]["args"], runs[name]["validation"]
-        row = [name, start(args), str(args["image_size"]), f"{validation['auroc']['value']:.3f}"]
-        row += [format_metric(found[key]) for key in ("auroc", "pa")]
+    for name, found in measured.items():
+        args = next(iter(arms[name].values()))["args"]
+        row = [name, start(args), str(args["image_size"]), f"{mean_validation(arms[name]):.3f}"]
+        seeds = ", ".join(f"{value:.3f}" for value in found["auroc"]["seeds"])
+        row += [format_metric(found["auroc"]), seeds, format_metric(found["pa"])]
         rows.append([*row, *(difference(found["gains"][name]) for name in FLOORS)])
     for name in FLOORS:
-        rows.append([name, *["-"] * 3, format_metric(floor[name]["mean_auroc"]), *["-"] * 4])
+        rows.append([name, *["-"] * 3, format_metric(floor[name]["mean_auroc"]), *["-"] * 5])
     return markdown_table([*header, *(f"minus {name.split(' to ')[0]}" for name in FLOORS)], rows)
 
 
 def verdict(name: str, gains: Mapping[str, dict]) -> str:
-    """Whether the run chosen on validation is above each floor, a sentence."""
+    """Whether the arm chosen on validation is above each floor, a sentence."""
     groups: dict[str, list[str]] = {"is above": [], "cannot be told from": [], "is below": []}
     for floor, gain in gains.items():
         kind = "is above" if gain["low"] > 0 else "cannot be told from"
