@@ -15,15 +15,23 @@ NUM_RESAMPLES = 1000
 
 
 def read_arms(*files: Path) -> dict[str, list[Predictions]]:
-    """The predictions of each arm, a seed each, of models that are called ARM-SEED.
+    """The predictions of each arm, a seed each, see `group_arms`.
 
     Raises:
         ValueError, OSError: a table is missing or damaged.
     """
     found: dict[str, list[Predictions]] = {}
     for file in files:
-        for name, predictions in read_predictions_by_model(file).items():
-            found.setdefault(name.rpartition("-")[0], []).append(predictions)
+        for arm, runs in group_arms(read_predictions_by_model(file)).items():
+            found.setdefault(arm, []).extend(runs)
+    return found
+
+
+def group_arms(models: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
+    """The predictions of each arm, of models that are called ARM-SEED."""
+    found: dict[str, list[Predictions]] = {}
+    for name, predictions in models.items():
+        found.setdefault(name.rpartition("-")[0], []).append(predictions)
     return found
 
 

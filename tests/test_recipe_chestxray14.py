@@ -135,6 +135,21 @@ def test_a_models_gain_over_the_floors_is_that_of_the_same_images(data, monkeypa
     assert best["gains"][gains.METADATA]["value"] == pytest.approx(1 - mean)
 
 
+def test_a_run_is_shown_by_finding_at_its_operating_point(data, monkeypatch):
+    monkeypatch.setattr(gains, "NUM_RESAMPLES", 50)
+    shown = floor.floors(data)[gains.METADATA]
+    operation = {"calibration": None, "thresholds": [0.5] * 14, "abstention": None}
+    found = gains.by_finding(shown, operation | {"prevalence": None})
+    assert list(found) == list(CHEXNET_FINDINGS)
+    mass = found["Mass"]
+    assert mass["n"] == 20 and mass["prevalence"] == 0.5
+    assert set(mass) == {"n", "prevalence", *gains.METRICS}
+    decided = shown.logits[:, CHEXNET_FINDINGS.index("Mass")] >= 0
+    present = shown.labels[:, CHEXNET_FINDINGS.index("Mass")].astype(bool)
+    assert mass["sensitivity"]["value"] == decided[present].mean()
+    assert mass["specificity"]["value"] == 1 - decided[~present].mean()
+
+
 def test_the_verdict_takes_only_intervals_that_exclude_0():
     entries = [(0.1, 0.02, 0.18), (0.05, -0.01, 0.11), (-0.1, -0.2, -0.01)]
     found = [dict(zip(("value", "low", "high"), entry)) for entry in entries]

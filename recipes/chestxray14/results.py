@@ -8,38 +8,30 @@ import numpy as np
 from evaluation.metrics import format_metric
 from evaluation.pages.wording import difference, listed
 from evaluation.table import markdown_table, read_json
-from recipes.chestxray14.gains import FLOORS, GREY, METADATA
+from recipes.chestxray14.gains import FLOORS, GREY, METADATA, METRICS
 from recipes.chestxray14.published import published_section
 
-COLUMNS = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-}
+TITLES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
 
 
 def collect(folder: Path, base: Path) -> dict:
     """What fills the holes of RESULTS.md.jinja.
 
     Args:
-        folder: with seeds/ (runs of train.py), report/ (of validate.py), gains.json and floor.json;
-            beside it peers/chexnet.
+        folder: with seeds/ (runs of train.py), gains.json and floor.json; beside it peers/chexnet.
         base: the folder as the page's links name it.
 
     Raises:
         ValueError, OSError: a file is missing or damaged.
     """
-    report = read_json(folder / "report" / "metrics.json", ("dataset", "models"), "validate.py")
-    gains = read_json(folder / "gains.json", ("n", "pa", "arms"), "gains.py")
+    gains = read_json(folder / "gains.json", ("n", "pa", "arms", "dataset", "runs"), "gains.py")
     floor = read_json(folder / "floor.json", FLOORS, "floor.py")
     arms = {name: read_runs(folder / "seeds", name) for name in gains["arms"]}
     chosen = max(arms, key=lambda name: mean_validation(arms[name]))
     name, first = next(iter(arms[chosen].items()))
     return {
         "base": base,
-        "dataset": report["dataset"],
+        "dataset": gains["dataset"],
         "pa": gains["pa"],
         "splits": first["splits"],
         "seeds": len(arms[chosen]),
@@ -48,7 +40,7 @@ def collect(folder: Path, base: Path) -> dict:
         "verdict": verdict(chosen, gains["arms"][chosen]["gains"]),
         "chosen": chosen,
         "shown": name,
-        "findings": findings_table(report["models"][name]["metrics"]["classes"], floor),
+        "findings": findings_table(gains["runs"][name], floor),
         "published": published_section(folder),
     }
 
@@ -107,10 +99,10 @@ def verdict(name: str, gains: Mapping[str, dict]) -> str:
 def findings_table(classes: Mapping[str, dict], floor: Mapping[str, dict]) -> str:
     """A row a finding of one model at its operating point, and what the floors rank."""
     compared = {"AUROC, view, sex, age": METADATA, "AUROC, grey statistics": GREY}
-    header = ["Finding", "n", "Prevalence", *COLUMNS.values(), *compared]
+    titles = [TITLES.get(name, name.capitalize()) for name in METRICS]
     rows = []
     for finding, metrics in classes.items():
-        row = [finding, str(metrics["tp"] + metrics["fn"]), f"{metrics['prevalence']:.3f}"]
-        row += [format_metric(metrics[key]) for key in COLUMNS]
+        row = [finding, str(metrics["n"]), f"{metrics['prevalence']:.3f}"]
+        row += [format_metric(metrics[key]) for key in METRICS]
         rows.append([*row, *(format_metric(floor[n]["auroc"][finding]) for n in compared.values())])
-    return markdown_table(header, rows)
+    return markdown_table(["Finding", "n", "Prevalence", *titles, *compared], rows)

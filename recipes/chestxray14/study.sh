@@ -41,6 +41,6 @@ done
         --dataset_path $runs.data --dataset_options split=split.csv --skip_heatmaps \
         --output_dir $runs.report
 mkdir -p $results/report
-cp $runs.report/{metrics,context}.json $runs.report/predictions.csv $results/report
+cp $runs.report/context.json $runs.report/predictions.csv $results/report
 "$bin/python" -m recipes.chestxray14.gains $results
 "$bin/python" -m recipes.results results RESULTS.md
