@@ -66,7 +66,7 @@ def measure_seeds(runs: list[Predictions]) -> SeedsAuroc:
     """The AUROC of an arm, of runs on the same images."""
     stored = [bootstrap_statistics(run, NUM_RESAMPLES, micro=False) for run in runs]
     found = [key for key in stored[0].values if key[1] == "auroc"]
-    key = next((key for key in found if key[0] is None), found[0])
+    key = next((key for key in found if key[0] is None), found[0])  # one class has no mean
     return SeedsAuroc(
         [float(one.values[key][0]) for one in stored],
         np.mean([one.resampled[key] for one in stored], axis=0),

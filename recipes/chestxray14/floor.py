@@ -107,7 +107,7 @@ def floors(data: Path) -> dict[str, Predictions]:
     ours = table.loc[split.index]
     tested = split["split"] == "test"
     # All that is known of other patients: more than a model trained on our part has seen.
-    others = ~table["patient"].isin(ours["patient"][split["split"] == "test"])
+    others = ~table["patient"].isin(ours["patient"][tested])
     asked = table.index.isin(split.index[tested])
     official, chexnet = ([table[kind] == part for part in ("train", "test")] for kind in LISTS)
     metadata = ["ap", "male", "age"]

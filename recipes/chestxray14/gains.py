@@ -32,7 +32,8 @@ def measure(arms: dict[str, list[Predictions]], floors: dict[str, Predictions]) 
     """Of each arm its AUROC, `auroc`, that within PA, `pa`, and `gains` over each floor.
 
     Args:
-        arms: of each the runs, a seed each, of the same images, with the extra column view.
+        arms: of each the runs, a seed each, of the same images in the same order, with the extra
+            column view.
         floors: of the same images, by the names of FLOORS.
 
     Raises:

@@ -1,6 +1,6 @@
 """The part of RESULTS.md on ChestX-ray14, see `recipes.results`, from the files of study.sh."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,9 @@ def collect(folder: Path, base: Path) -> dict:
     Raises:
         ValueError, OSError: a file is missing or damaged.
     """
-    gains = read_json(folder / "gains.json", ("n", "pa", "arms", "dataset", "runs"), "gains.py")
+    gains = read_json(folder / "gains.json", ("pa", "arms", "dataset", "runs"), "gains.py")
     floor = read_json(folder / "floor.json", FLOORS, "floor.py")
-    arms = {name: read_runs(folder / "seeds", name) for name in gains["arms"]}
+    arms = {name: read_runs(folder / "seeds", name, gains["runs"]) for name in gains["arms"]}
     chosen = max(arms, key=lambda name: mean_validation(arms[name]))
     name, first = next(iter(arms[chosen].items()))
     return {
@@ -38,22 +38,21 @@ def collect(folder: Path, base: Path) -> dict:
         "absent": listed(first["validation"]["auroc"].get("without", [])),
         "arms": arms_table(arms, gains["arms"], floor),
         "verdict": verdict(chosen, gains["arms"][chosen]["gains"]),
-        "chosen": chosen,
         "shown": name,
         "findings": findings_table(gains["runs"][name], floor),
         "published": published_section(folder),
     }
 
 
-def read_runs(folder: Path, arm: str) -> dict[str, dict]:
+def read_runs(folder: Path, arm: str, names: Iterable[str]) -> dict[str, dict]:
     """By name what the page says of an arm's runs: arguments, validation metrics, splits."""
     runs = {}
-    for run in sorted(folder.glob(f"{arm}-*")):
-        metrics = read_json(run / "metrics.json", ("validation", "train_seconds"))
-        keys = ("model", "pretrained", "image_size", "seed")
-        args = read_json(run / "training_args.json", keys)
-        splits = read_json(run / "dataset.json", ("splits",))["splits"]
-        runs[run.name] = {**metrics, "args": args, "splits": splits}
+    for name in (name for name in names if name.rpartition("-")[0] == arm):
+        metrics = read_json(folder / name / "metrics.json", ("validation",))
+        keys = ("model", "pretrained", "image_size")
+        args = read_json(folder / name / "training_args.json", keys)
+        splits = read_json(folder / name / "dataset.json", ("splits",))["splits"]
+        runs[name] = {**metrics, "args": args, "splits": splits}
     return runs
 
 
@@ -70,7 +69,7 @@ def start(args: Mapping) -> str:
 
 
 def arms_table(
-    arms: Mapping[str, dict], measured: Mapping[str, dict], floor: Mapping[str, dict]
+    arms: Mapping[str, dict], measured: Mapping[str, dict], floors: Mapping[str, dict]
 ) -> str:
     """A row an arm, and one a floor: mean AUROC, within PA too, and what is above each floor."""
     header = ["Arm", "Start", "Pixels", "Validation", "Test", "Each seed", "Test, PA alone"]
@@ -80,10 +79,10 @@ def arms_table(
         row = [name, start(args), str(args["image_size"]), f"{mean_validation(arms[name]):.3f}"]
         seeds = ", ".join(f"{value:.3f}" for value in found["auroc"]["seeds"])
         row += [format_metric(found["auroc"]), seeds, format_metric(found["pa"])]
-        rows.append([*row, *(difference(found["gains"][name]) for name in FLOORS)])
-    for name in FLOORS:
-        rows.append([name, *["-"] * 3, format_metric(floor[name]["mean_auroc"]), *["-"] * 5])
-    return markdown_table([*header, *(f"minus {name.split(' to ')[0]}" for name in FLOORS)], rows)
+        rows.append([*row, *(difference(found["gains"][floor]) for floor in FLOORS)])
+    for floor in FLOORS:
+        rows.append([floor, *["-"] * 3, format_metric(floors[floor]["mean_auroc"]), *["-"] * 5])
+    return markdown_table([*header, *(f"minus {floor.split(' to ')[0]}" for floor in FLOORS)], rows)
 
 
 def verdict(name: str, gains: Mapping[str, dict]) -> str:

@@ -5,7 +5,7 @@
 DATA holds `split.csv`, whose images come from repositories of two sizes, each with its own kind of
 findings: a network that sees the size, or how sharp an image is, need not look at the chest. OUTPUT
 gets the tables and lists of DATA, and a `split.csv` of what is left: every image at the smallest
-one's size, written as that one's repository wrote it, and none of `is_giveaway`.
+one's size, written as that one's repository wrote it, and none of `is_left_out`.
 """
 
 import argparse
@@ -19,12 +19,13 @@ from PIL import Image
 from evaluation.predictions import write_text
 
 TESTED = "jrzech"  # the one repository with images of all kinds, one a patient
+COLUMNS = ("file", "labels", "pixels", "repository", "split")
 
 
-def is_giveaway(split: pd.DataFrame) -> pd.Series:
-    """Of each row of split.csv whether grey values or the repository give its label away.
+def is_left_out(split: pd.DataFrame) -> pd.Series:
+    """Of each row of split.csv whether it is unused, or brightness or repository tell its label.
 
-    The No Findings of muhammedtalo are brighter than all others, and its test images are all of
+    The No Findings of muhammedtalo are brighter than others, and its test images are all of
     Pneumonia: the test is that of one repository alone.
     """
     bright = (split["labels"] == "No Finding") & (split["repository"] == "muhammedtalo")
@@ -37,11 +38,21 @@ def shrink(data: Path, output: Path) -> pd.DataFrame:
 
     Raises:
         OSError: a file is missing, damaged, or cannot be written.
+        ValueError: split.csv has other columns, or nothing is left of it; the smallest image is no
+            JPEG.
     """
     split = pd.read_csv(data / "split.csv", dtype=str, keep_default_na=False)
-    split = split[~is_giveaway(split)].copy()
+    if missing := [name for name in COLUMNS if name not in split]:
+        raise ValueError(f"{data / 'split.csv'} has no column {missing[0]}.")
+    split = split[~is_left_out(split)].copy()
+    if split.empty:
+        raise ValueError(f"{data / 'split.csv'} has no row that is not left out.")
     smallest = split.loc[split["pixels"].astype(int).idxmin()]
     with Image.open(data / smallest["file"]) as image:
+        if image.format != "JPEG":
+            raise ValueError(
+                f"{data / smallest['file']} is no JPEG, as the smallest image has to be."
+            )
         size, tables = image.size, image.quantization
     for file in split["file"]:
         (output / file).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +65,7 @@ def shrink(data: Path, output: Path) -> pd.DataFrame:
             small.save(output / file, "JPEG", qtables=tables)
     split["pixels"] = str(size[0])
     for file in data.iterdir():
-        if file.suffix in (".csv", ".txt", ".gz"):
+        if file.suffix in (".csv", ".txt", ".gz") and file.name != "split.csv":
             shutil.copyfile(file, output / file.name)
     write_text(output / "split.csv", split.to_csv(index=False))
     return split
@@ -68,7 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         split = shrink(options.data, options.output)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(split.groupby(["split", "repository"]).size().to_string())
 
