@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from evaluation.predictions import write_text
+from recipes.kermany.nih import read_split
 
 TESTED = "jrzech"  # the one repository with images of all kinds, one a patient
 COLUMNS = ("file", "labels", "pixels", "repository", "split")
@@ -41,9 +42,7 @@ def shrink(data: Path, output: Path) -> pd.DataFrame:
         ValueError: split.csv has other columns, or nothing is left of it; the smallest image is no
             JPEG.
     """
-    split = pd.read_csv(data / "split.csv", dtype=str, keep_default_na=False)
-    if missing := [name for name in COLUMNS if name not in split]:
-        raise ValueError(f"{data / 'split.csv'} has no column {missing[0]}.")
+    split = read_split(data, COLUMNS)
     split = split[~is_left_out(split)].copy()
     if split.empty:
         raise ValueError(f"{data / 'split.csv'} has no row that is not left out.")

@@ -9,6 +9,7 @@ down, AP), so that a figure to read is the one within PA.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,17 +17,27 @@ import pandas as pd
 NEGATIVES = "jrzech"
 
 
+def read_split(folder: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The rows of split.csv, each cell a text.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it lacks one of the columns.
+    """
+    table = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
+    if missing := [name for name in columns if name not in table]:
+        raise ValueError(f"{folder / 'split.csv'} has no column {missing[0]}.")
+    return table
+
+
 def list_images(folder: Path) -> pd.DataFrame:
     """A row an image: path in the folder, label, patient, split, source (nih-PA, ...), age, sex.
 
     Raises:
-        OSError: split.csv cannot be read.
-        ValueError: it has other columns.
+        OSError, ValueError: see `read_split`.
     """
-    table = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
     columns = ["file", "patient_id", "labels", "age", "sex", "view", "repository", "split"]
-    if missing := [name for name in columns if name not in table]:
-        raise ValueError(f"{folder / 'split.csv'} has no column {missing[0]}.")
+    table = read_split(folder, columns)
     table = table[table["split"] == "test"]
     findings = table["labels"].str.split("|").map(set)
     ill = findings.map(lambda found: "Pneumonia" in found)
